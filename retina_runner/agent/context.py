@@ -1,0 +1,153 @@
+"""What a collector is given, and what it gives back: artefacts, gaps, verdicts. The session owns everything else.
+
+A collector never opens a path of its own choosing, never starts a process but through the context, and never fails the
+session: what can't be collected is a `Gap` with its reason, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+from retina_runner.agent import process
+
+COMPLETE, LOSSY, PARTIAL, UNKNOWN = "complete", "lossy", "partial", "unknown"
+VERDICTS: Tuple[str, ...] = (COMPLETE, LOSSY, PARTIAL, UNKNOWN)
+"""From best to worst: all of it; all of the window but with losses that are counted; a part of it; nobody can say."""
+
+
+def worst(verdicts: Sequence[str]) -> str:
+    """The verdict of a whole from its parts'; `complete` for none."""
+    return max(verdicts, key=VERDICTS.index, default=COMPLETE)
+
+
+class Gap(Exception):
+    """Something asked for can't be collected here. `what` names it, `why` says the reason, `hint` the next step."""
+
+    def __init__(self, what: str, why: str, hint: str = ""):
+        super().__init__(f"{what}: {why}" + (f" ({hint})" if hint else ""))
+        self.what, self.why, self.hint = what, why, hint
+
+
+@dataclass
+class Verdict:
+    """Whether one artefact can be trusted. `counts` are whole numbers by name (`captured`, `dropped_by_kernel`, …)."""
+
+    artefact: str
+    verdict: str
+    reasons: List[str] = field(default_factory=list)
+    counts: Dict[str, int] = field(default_factory=dict)
+
+    def lower(self, verdict: str, reason: str) -> None:
+        """Make the verdict no better than `verdict`, and say why."""
+        self.verdict = worst((self.verdict, verdict))
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+
+
+@dataclass(frozen=True)
+class Window:
+    """T0 and its end on the node's own clock (Unix time, seconds), known once T0 is agreed."""
+
+    t0: float
+    duration_s: float
+
+    @property
+    def end(self) -> float:
+        return self.t0 + self.duration_s
+
+
+@dataclass
+class Record:
+    """Everything that the manifest says of a collection, gathered while it runs. Thread-safe by the context's lock."""
+
+    commands: List[Dict[str, Any]] = field(default_factory=list)
+    skipped: List[Dict[str, str]] = field(default_factory=list)
+    verdicts: List[Verdict] = field(default_factory=list)
+    collectors: Dict[str, Dict[str, Any]] = field(default_factory=dict)
+    warnings: List[str] = field(default_factory=list)
+
+
+class Context:
+    """The node, as one collector sees it.
+
+    `out` becomes the archive's content, path for path below its top folder; `raw` is scratch space that is thrown away.
+    `emit(event, **fields)` writes to the session's event stream. `node_id` is the collector entry's own name in the
+    plan (`tcpdump`, `tcpdump-2`, …).
+    """
+
+    def __init__(self, node_id: str, options: Mapping[str, Any], out: Path, raw: Path, record: Record,
+                 emit: Callable[..., None], lock: Optional[threading.RLock] = None):  # fmt: skip
+        self.node_id, self.options = node_id, options
+        self.out, self.raw = out, raw
+        self.record, self.emit = record, emit
+        self.window: Optional[Window] = None
+        self._lock = lock or threading.RLock()
+
+    def run(self, argv: Sequence[str], *, limit_s: float = 10.0, output_limit_bytes: int = process.OUTPUT_LIMIT_BYTES,
+            stdin: bytes = b"", env: Optional[Mapping[str, str]] = None) -> process.Outcome:  # fmt: skip
+        """Run a command to its end or limit and note it for the manifest. Raises process.MissingTool, OSError."""
+        outcome = process.run(argv, limit_s=limit_s, stdin=stdin, output_limit_bytes=output_limit_bytes, env=env)
+        self.note_command(outcome)
+        return outcome
+
+    def note_command(self, outcome: process.Outcome) -> None:
+        entry = {
+            "collector": self.node_id, "argv": list(outcome.argv), "exit_status": outcome.exit_status,
+            "start": utc(outcome.start), "duration_s": round(outcome.duration_s, 3),
+            "timed_out": outcome.timed_out, "truncated": outcome.truncated,
+        }  # fmt: skip
+        with self._lock:
+            self.record.commands.append(entry)
+
+    def write(self, path: str, content: Union[bytes, str, Any]) -> Path:
+        """Put one artefact into the archive. `path` is relative, with `/`; anything but bytes and text becomes JSON.
+
+        Raises ValueError for a path that could leave the archive, OSError (ENOSPC …) from the disk.
+        """
+        target = self.place(path)
+        if isinstance(content, str):
+            content = content.encode("utf-8", "surrogateescape")
+        elif not isinstance(content, (bytes, bytearray)):
+            content = (json.dumps(content, indent=1, sort_keys=False) + "\n").encode()
+        descriptor = os.open(str(target), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        return target
+
+    def place(self, path: str) -> Path:
+        """Where an artefact of this relative path is written; its folders are made. Raises ValueError."""
+        parts = path.split("/")
+        if path.startswith("/") or any(p in ("", ".", "..") for p in parts) or "\0" in path:
+            raise ValueError(f"not a relative path inside the archive: {path!r}")
+        target = self.out.joinpath(*parts)
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return target
+
+    def skip(self, what: str, why: str, hint: str = "") -> None:
+        """Note something that isn't collected, and why. It reaches the manifest and the report; it isn't a failure."""
+        entry = {"collector": self.node_id, "what": what, "why": why}
+        if hint:
+            entry["hint"] = hint
+        with self._lock:
+            if entry not in self.record.skipped:
+                self.record.skipped.append(entry)
+        self.emit("skipped", collector=self.node_id, what=what, why=why, **({"hint": hint} if hint else {}))
+
+    def verdict(self, verdict: Verdict) -> Verdict:
+        """Register the trust verdict of one artefact; it may still be lowered until the session ends."""
+        with self._lock:
+            self.record.verdicts.append(verdict)
+        return verdict
+
+
+def utc(when: Optional[float] = None) -> str:
+    """ISO 8601 in UTC with microseconds and `Z`; `when` is Unix time in seconds, default now."""
+    when = time.time() if when is None else when
+    seconds, fraction = divmod(round(when * 1_000_000), 1_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{fraction:06d}Z"
