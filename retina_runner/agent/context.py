@@ -70,6 +70,7 @@ class Record:
     skipped: List[Dict[str, str]] = field(default_factory=list)
     verdicts: List[Verdict] = field(default_factory=list)
     collectors: Dict[str, Dict[str, Any]] = field(default_factory=dict)
+    packets: Dict[str, int] = field(default_factory=dict)
     warnings: List[str] = field(default_factory=list)
 
 
@@ -78,7 +79,9 @@ class Context:
 
     `out` becomes the archive's content, path for path below its top folder; `raw` is scratch space that is thrown away.
     `emit(event, **fields)` writes to the session's event stream. `node_id` is the collector entry's own name in the
-    plan (`tcpdump`, `tcpdump-2`, …).
+    plan (`tcpdump`, `tcpdump-2`, …). Known from the release on, when T0 is agreed: `window`, `base` (the archive's base
+    name), `open_member(path)` (an archive member that grows while the window runs) and `intervals_ns()` (the stamps
+    that lie in the window, clock steps so far included).
     """
 
     def __init__(self, node_id: str, options: Mapping[str, Any], out: Path, raw: Path, record: Record,
@@ -87,6 +90,9 @@ class Context:
         self.out, self.raw = out, raw
         self.record, self.emit = record, emit
         self.window: Optional[Window] = None
+        self.base = ""
+        self.open_member: Optional[Callable[[str], Any]] = None
+        self.intervals_ns: Optional[Callable[[], Tuple[Tuple[int, int], ...]]] = None
         self._lock = lock or threading.RLock()
 
     def run(self, argv: Sequence[str], *, limit_s: float = 10.0, output_limit_bytes: int = process.OUTPUT_LIMIT_BYTES,
@@ -138,6 +144,11 @@ class Context:
             if entry not in self.record.skipped:
                 self.record.skipped.append(entry)
         self.emit("skipped", collector=self.node_id, what=what, why=why, **({"hint": hint} if hint else {}))
+
+    def note_packets(self, path: str, packets: int) -> None:
+        """How many packets the pcap of this path holds; verification compares it with the file."""
+        with self._lock:
+            self.record.packets[path] = packets
 
     def verdict(self, verdict: Verdict) -> Verdict:
         """Register the trust verdict of one artefact; it may still be lowered until the session ends."""

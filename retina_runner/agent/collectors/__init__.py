@@ -14,9 +14,10 @@ anything else for a failure of this collector alone.
 
 from __future__ import annotations
 
-from typing import Dict, Tuple
+import importlib
+from typing import Any, Dict, List, Mapping, Tuple
 
-from retina_runner.agent.context import Context
+from retina_runner.agent.context import Context, Gap
 
 
 class Collector:
@@ -47,23 +48,37 @@ class Collector:
         return {}
 
 
-NAMES: Tuple[str, ...] = ("tcpdump", "iptables", "network-state", "command", "files")
-"""Every collector, in the order in which their hooks run; `files` last, as it may copy what the others caused."""
+CLASSES = {
+    "tcpdump": "Tcpdump",
+    "ebpf": "Ebpf",
+    "iptables": "Iptables",
+    "network-state": "NetworkState",
+    "command": "Command",
+    "files": "Files",
+}
+"""Every collector and its class, in the order in which their hooks run; `files` last, as it may copy what others caused."""
+
+
+def _module(name: str) -> Any:
+    """Imported by name, so that a node pays only for what its plan asks. Raises KeyError for no collector's name."""
+    if name not in CLASSES:
+        raise KeyError(name)
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
 def load(name: str, context: Context) -> Collector:
     """The collector of that name for one entry of a plan. Raises KeyError for a name that isn't one."""
-    if name not in NAMES:
-        raise KeyError(name)
-    # Imported by name so that a node pays only for what its plan asks.
-    if name == "tcpdump":
-        from retina_runner.agent.collectors.tcpdump import Tcpdump as chosen
-    elif name == "iptables":
-        from retina_runner.agent.collectors.iptables import Iptables as chosen  # type: ignore[assignment]
-    elif name == "network-state":
-        from retina_runner.agent.collectors.network_state import NetworkState as chosen  # type: ignore[assignment]
-    elif name == "command":
-        from retina_runner.agent.collectors.command import Command as chosen  # type: ignore[assignment]
-    else:
-        from retina_runner.agent.collectors.files import Files as chosen  # type: ignore[assignment]
-    return chosen(context)
+    collector: Collector = getattr(_module(name), CLASSES[name])(context)
+    return collector
+
+
+def problems(name: str, options: Mapping[str, Any]) -> Tuple[List[Gap], List[Gap]]:
+    """What is known before anything starts: (what makes the entry a mistake here, what will be a gap).
+
+    A collector's module answers by a function of this name; one without it has nothing to say. Raises KeyError.
+    """
+    module = _module(name)
+    if not hasattr(module, "problems"):
+        return [], []
+    answer: Tuple[List[Gap], List[Gap]] = module.problems(options)
+    return answer

@@ -1,0 +1,353 @@
+"""A `.tar.gz` that is written while its members still grow, with the manifest, known last, as its first member.
+
+One gzip member (RFC 1952), one deflate stream (RFC 1951), plain tar (GNU format): any tar reads it. What makes that
+possible while sizes are unknown:
+
+* A growing member's tar header lies in a *stored* deflate block of known place, rewritten when the size is known.
+* The gzip CRC of the whole is combined from its parts' CRCs; nothing is read twice for it.
+* The file begins with room for the manifest. Its deflated bytes are put at the end of that room, and the gzip header's
+  comment (RFC 1952, 2.3) fills what is left before them: the extra field would too, but tarfile's `r|gz` can't read
+  past one. A manifest that doesn't fit has the file copied.
+* Of several members that grow at once the first is written in place, the others beside it, and appended at the end.
+
+After an OSError for a full disk nothing is lost: what couldn't be written is kept and tried again with the next call.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import struct
+import tarfile
+import threading
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, List, Optional, Tuple
+
+try:
+    from isal import isal_zlib as _deflate  # several times faster where it is installed; same format
+except ImportError:
+    _deflate = zlib
+
+RESERVE_BYTES = 64 << 10
+SYNC_EVERY_BYTES = 64 << 20
+"""Written-back bit by bit, so that the last fsync has little left to wait for."""
+_GZIP_PLAIN = b"\x1f\x8b\x08\x00\0\0\0\0\x00\xff"
+_GZIP_COMMENT = b"\x1f\x8b\x08\x10\0\0\0\0\x00\xff"
+_COPY_BYTES = 1 << 20
+_TAR_BLOCK, _TAR_RECORD = 512, 10240
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class MemberInfo:
+    """A finished member; `path` is below the top folder."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ArchiveInfo:
+    """A finished archive; the digest is of the whole file."""
+
+    path: Path
+    size_bytes: int
+    sha256: str
+
+
+class Member:
+    """One member that grows: `write` until `close`. Used by one thread at a time."""
+
+    def __init__(self, writer: "ArchiveWriter", path: str, file: Any, spool: Optional[Path]):
+        self._writer, self.path, self._file, self.spool = writer, path, file, spool
+        self._fast = False
+        self._compressor = writer.compressor()
+        self._unwritten = b""
+        self._since_sync = 0
+        self._at = file.tell()
+        self._header_bytes = len(self._header(0))
+        self._digest = hashlib.sha256()
+        self._data_crc = 0
+        self.size_bytes = 0
+        self.closed = False
+        self.crc, self.length = 0, 0
+        self._put(b"\0" + struct.pack("<HH", self._header_bytes, self._header_bytes ^ 0xFFFF) + self._header(0))
+
+    def _header(self, size_bytes: int) -> bytes:
+        return _tar_header(f"{self._writer.top}/{self.path}", size_bytes, self._writer.mtime)
+
+    def write(self, data: bytes, fast: bool = False) -> None:
+        """Append. `fast` stores instead of compressing, for a member that mustn't fall behind.
+
+        Raises OSError for a full disk; the data is taken all the same, and goes out with the next call.
+        """
+        if fast != self._fast:
+            # A full flush ends on a byte boundary and forgets what was before: another compressor can go on from there.
+            self._unwritten += self._compressor.flush(zlib.Z_FULL_FLUSH)
+            self._compressor = self._writer.compressor(0 if fast else None)
+            self._fast = fast
+        self._digest.update(data)
+        self._data_crc = zlib.crc32(data, self._data_crc)
+        self.size_bytes += len(data)
+        self._put(self._compressor.compress(data))
+
+    def close(self) -> None:
+        """Finish the member. Idempotent, and repeatable after an OSError."""
+        if self.closed:
+            return
+        if self._compressor is not None:
+            padding = b"\0" * (-self.size_bytes % _TAR_BLOCK)
+            self._data_crc = zlib.crc32(padding, self._data_crc)
+            self._unwritten += self._compressor.compress(padding) + self._compressor.flush(zlib.Z_FULL_FLUSH)
+            self._compressor = None
+        self._put(b"")
+        header = self._header(self.size_bytes)
+        end = self._file.tell()
+        self._file.seek(self._at + 5)
+        self._file.write(header)
+        self._file.seek(end)
+        padded = self.size_bytes + -self.size_bytes % _TAR_BLOCK
+        self.crc = crc32_combine(zlib.crc32(header), self._data_crc, padded)
+        self.length = len(header) + padded
+        self.closed = True
+        self._writer.member_closed(self)
+
+    def _put(self, data: bytes) -> None:
+        self._unwritten += data
+        while self._unwritten:
+            written = self._file.write(self._unwritten)
+            self._unwritten = self._unwritten[written:]
+            self._since_sync += written
+        if self._since_sync > SYNC_EVERY_BYTES:
+            self._since_sync = 0
+            os.fdatasync(self._file.fileno())
+
+    def info(self) -> MemberInfo:
+        return MemberInfo(self.path, self.size_bytes, self._digest.hexdigest())
+
+
+class ArchiveWriter:
+    """Writes one archive at `path` (mode 0600) whose members lie below the folder `top`; `mtime` is Unix time.
+
+    `open_member` may be called from any thread.
+    """
+
+    def __init__(self, path: Path, top: str, mtime: float, level: int = 1, reserve_bytes: int = RESERVE_BYTES):
+        self.path, self.top, self.mtime = path, top, int(mtime)
+        self._level, self._reserve_bytes = level, reserve_bytes
+        self._lock = threading.Lock()
+        self._in_place: Optional[Member] = None
+        self._members: List[Member] = []
+        self._file = _create(path)
+        self._file.write(b"\0" * self._reserve_bytes)
+
+    def compressor(self, level: Optional[int] = None) -> Any:
+        """A raw deflate compressor; level 0 stores."""
+        if level == 0:
+            return zlib.compressobj(0, zlib.DEFLATED, -15)
+        return _deflate.compressobj(self._level, zlib.DEFLATED, -15)
+
+    def open_member(self, path: str) -> Member:
+        """Begin a member that grows. Raises ValueError for a path that isn't a plain relative one, OSError."""
+        _check_path(path)
+        with self._lock:
+            if self._in_place is None:
+                member = Member(self, path, self._file, None)
+                self._in_place = member
+            else:
+                spool = self.path.with_name(f"{self.path.name}.spool{len(self._members)}")
+                member = Member(self, path, _create(spool), spool)
+            self._members.append(member)
+            return member
+
+    def member_closed(self, member: Member) -> None:
+        with self._lock:
+            if self._in_place is member:
+                self._in_place = None
+
+    def add_bytes(self, path: str, data: bytes) -> MemberInfo:
+        """Add a whole member."""
+        member = self.open_member(path)
+        member.write(data)
+        member.close()
+        return member.info()
+
+    def add_file(self, path: str, source: Path) -> MemberInfo:
+        """Add a file's content as it is now."""
+        member = self.open_member(path)
+        with open(str(source), "rb", buffering=0) as file:
+            while True:
+                chunk = file.read(_COPY_BYTES)
+                if not chunk:
+                    break
+                member.write(chunk)
+        member.close()
+        return member.info()
+
+    def finish(self, manifest: Callable[[Tuple[MemberInfo, ...]], bytes]) -> ArchiveInfo:
+        """Close every member, put the manifest in front, make it durable. May be called again after an OSError."""
+        for member in self._members:
+            member.close()
+        # In the order of the file: what was written in place, then what was beside it.
+        ordered = [m for m in self._members if m.spool is None] + [m for m in self._members if m.spool is not None]
+        text = manifest(tuple(m.info() for m in ordered))
+        for member in ordered:
+            if member.spool is not None and member.spool.exists():
+                self._append(member)
+        head, head_crc, head_length = self._head(text)
+        crc, length = head_crc, head_length
+        for member in ordered:
+            crc = crc32_combine(crc, member.crc, member.length)
+            length += member.length
+        # Two zero blocks end a tar; readers that work in records want a whole one.
+        trailer = b"\0" * (2 * _TAR_BLOCK + -(length + 2 * _TAR_BLOCK) % _TAR_RECORD)
+        crc, length = zlib.crc32(trailer, crc), length + len(trailer)
+        last = zlib.compressobj(9, zlib.DEFLATED, -15)
+        tail = last.compress(trailer) + last.flush() + struct.pack("<II", crc, length & 0xFFFFFFFF)
+        end = self._file.tell()
+        self._write_all(tail)
+        self._place_head(head, end + len(tail))
+        os.fsync(self._file.fileno())
+        self._file.close()
+        _sync_folder(self.path.parent)
+        size, digest = digest_of(self.path)
+        return ArchiveInfo(self.path, size, digest)
+
+    def abandon(self) -> None:
+        """Remove everything that was written. Idempotent."""
+        self._file.close()
+        for path in [self.path, *(m.spool for m in self._members if m.spool is not None)]:
+            try:
+                path.unlink()
+            except FileNotFoundError:
+                pass
+
+    def _append(self, member: Member) -> None:
+        assert member.spool is not None
+        at = self._file.tell()
+        try:
+            with open(str(member.spool), "rb", buffering=0) as source:
+                _copy(source, self._file)
+        except OSError:
+            self._file.seek(at)
+            self._file.truncate()
+            raise
+        member.spool.unlink()
+
+    def _head(self, manifest: bytes) -> Tuple[bytes, int, int]:
+        """(deflated manifest member, CRC and length of what it inflates to)."""
+        plain = _tar_header(f"{self.top}/manifest.json", len(manifest), self.mtime) + manifest
+        plain += b"\0" * (-len(plain) % _TAR_BLOCK)
+        deflated = zlib.compressobj(9, zlib.DEFLATED, -15)
+        return deflated.compress(plain) + deflated.flush(zlib.Z_FULL_FLUSH), zlib.crc32(plain), len(plain)
+
+    def _place_head(self, head: bytes, total: int) -> None:
+        slack = self._reserve_bytes - len(_GZIP_COMMENT) - 1 - len(head)
+        if slack >= 0:
+            self._file.seek(0)
+            self._write_all(_GZIP_COMMENT + b" " * slack + b"\0" + head)
+            self._file.seek(total)
+            return
+        larger = self.path.with_name(self.path.name + ".larger")
+        with _create(larger) as target:
+            target.write(_GZIP_PLAIN + head)
+            self._file.seek(self._reserve_bytes)
+            _copy(self._file, target)
+        self._file.close()
+        os.replace(str(larger), str(self.path))
+        self._file = open(str(self.path), "r+b", buffering=0)
+
+    def _write_all(self, data: bytes) -> None:
+        while data:
+            data = data[self._file.write(data) :]
+
+
+def _check_path(path: str) -> None:
+    if not path or path.startswith("/") or any(p in ("", ".", "..") for p in path.split("/")) or "\0" in path:
+        raise ValueError(f"not a relative path inside the archive: {path!r}")
+
+
+def _tar_header(name: str, size_bytes: int, mtime: int) -> bytes:
+    """The member's header; a GNU long-name entry before it for names of over 100 bytes, base-256 for over 8 GiB."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = size_bytes, mtime, 0o600
+    info.uname = info.gname = "root"
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+def _create(path: Path) -> Any:
+    descriptor = os.open(str(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    return os.fdopen(descriptor, "r+b", buffering=0)
+
+
+def _copy(source: Any, target: Any) -> None:
+    """From here to the end of `source`, in the kernel where it can (copy_file_range(2)), else through memory."""
+    while True:
+        try:
+            if not os.copy_file_range(source.fileno(), target.fileno(), 1 << 30):
+                return
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
+            break
+    while True:
+        chunk = source.read(_COPY_BYTES)
+        if not chunk:
+            return
+        while chunk:
+            chunk = chunk[target.write(chunk) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(str(folder), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest_of(path: Path) -> Tuple[int, str]:
+    """(size in bytes, SHA-256 in hex) of a file, in constant memory."""
+    digest, size = hashlib.sha256(), 0
+    with open(str(path), "rb", buffering=0) as file:
+        while True:
+            chunk = file.read(_COPY_BYTES)
+            if not chunk:
+                return size, digest.hexdigest()
+            size += len(chunk)
+            digest.update(chunk)
+
+
+def crc32_combine(first: int, second: int, second_length: int) -> int:
+    """CRC-32 of two texts in a row, from the CRC of each and the length of the second.
+
+    Appending n zero bytes to a message is a linear map of its CRC over GF(2); the map for n is composed by squaring
+    from the one for a single zero bit. The method is that of zlib's crc32_combine.
+    """
+    if not second_length:
+        return first
+    # The map of one zero bit, as the images of the 32 unit vectors (reflected polynomial of RFC 1952).
+    power = [0xEDB88320] + [1 << bit for bit in range(31)]
+    for _ in range(3):
+        power = [_apply(power, column) for column in power]  # 2, 4, 8 bits: one byte
+    while second_length:
+        if second_length & 1:
+            first = _apply(power, first)
+        second_length >>= 1
+        if second_length:
+            power = [_apply(power, column) for column in power]
+    return first ^ second
+
+
+def _apply(matrix: List[int], vector: int) -> int:
+    image, bit = 0, 0
+    while vector:
+        if vector & 1:
+            image ^= matrix[bit]
+        vector >>= 1
+        bit += 1
+    return image

@@ -1,0 +1,494 @@
+"""tcpdump: the packets of the window, one process and one pcap an interface, every loss counted.
+
+What was measured with tcpdump 4.99 and is kept to here:
+
+* A stopped tcpdump forgets the kernel ring's unfinished block, up to a second of packets, without counting them. So it
+  runs past the window's end by `OVERRUN_S`, and the pcap is cut by time stamp.
+* `--immediate-mode` with a large snaplen leaves the ring room for some eight packets; it is never used. `-B` is large.
+* Distribution builds drop to user `tcpdump` and then can't rotate in a private directory: `-Z root`. AppArmor lets
+  them write `*.pcap` and `*.pcap<digits>` only.
+* Several `-i` capture on the last interface only: one process each.
+* `-C` with `-W` rewrites its files in place. A ring here is `-C` alone, whose names are unique, pruned by us.
+* SIGUSR1 makes tcpdump print its counts while it runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from retina_runner.agent import process
+from retina_runner.agent.collectors import Collector
+from retina_runner.agent.context import COMPLETE, LOSSY, PARTIAL, UNKNOWN, Context, Gap, Verdict
+from retina_runner.agent.pcap import Cutter
+
+READY_LIMIT_S = 10.0
+POLL_S = 0.1
+STATISTICS_EVERY_S = 2.0
+CHUNK_BYTES = 1 << 20
+BACKLOG_BYTES = 32 << 20
+"""With more than this still to be compressed, compression makes way (stored blocks) rather than delay the archive."""
+REST_BYTES = 256 << 20
+"""The most of a raw file that is taken into memory when a full disk ends a capture; its reader is rarely 1 MB behind."""
+RUNAWAY_ROOM_BYTES = 64 << 20
+RING_STEP_BYTES = 1_000_000
+"""tcpdump(8): the units of -C are millions of bytes."""
+LISTENING = re.compile(rb"listening on ")
+COUNTS = re.compile(rb"(\d+) packets? (captured|received by filter|dropped by kernel|dropped by interface)")
+COUNT_NAMES = {
+    b"captured": "captured",
+    b"received by filter": "received_by_filter",
+    b"dropped by kernel": "dropped_by_kernel",
+    b"dropped by interface": "dropped_by_interface",
+}
+
+
+def argv(options: Mapping[str, Any], interface: str, target: str, *, as_root: bool = True) -> List[str]:
+    """The command for one interface. Pure, so that a plan can show exactly what will run.
+
+    `options` are normalised (bytes); `expression` is the built filter, empty for everything.
+    """
+    command = ["ip", "netns", "exec", str(options["netns"])] if options.get("netns") else []
+    command += ["tcpdump", "-i", interface, "-n", "-s", str(options["snaplen"]), "-B", str(options["buffer_size"] // 1024)]
+    if as_root:
+        command += ["-Z", "root"]
+    if not options["promiscuous"]:
+        command.append("-p")
+    command += ["-w", target]
+    ring = options.get("ring")
+    if ring:
+        command += ["-C", str(ring["file_size"] // RING_STEP_BYTES)]
+    return command + _expression(options)
+
+
+def _expression(options: Mapping[str, Any]) -> List[str]:
+    # After `--`, so that no text, whatever it begins with, is read as an option.
+    return ["--", options["expression"]] if options.get("expression") else []
+
+
+def worst_case_bytes(options: Mapping[str, Any], interfaces: int) -> int:
+    """The most that this entry can hold on the node's disk: the pcap and its compressed copy, for each interface."""
+    ring = options.get("ring")
+    one = (ring["files"] + 1) * ring["file_size"] if ring else options["max_size"]
+    return 2 * one * interfaces
+
+
+def interfaces_of(options: Mapping[str, Any]) -> List[str]:
+    """The interfaces that the names and globs stand for on this node, in the given order, each once. Raises Gap."""
+    netns = options.get("netns")
+    if netns:
+        listing = process.run(["ip", "netns", "exec", str(netns), "ls", "/sys/class/net"])
+        if not listing.ok:
+            raise Gap(f"network namespace {netns}", listing.why(), "ip netns list")
+        present = listing.stdout.decode("utf-8", "replace").split()
+    else:
+        present = sorted(os.listdir("/sys/class/net"))
+    chosen: List[str] = []
+    for wanted in options["interfaces"]:
+        found = ["any"] if wanted == "any" else fnmatch.filter(present, wanted)
+        if not found:
+            raise Gap(f"interface {wanted}", "no such interface on this node", "there are " + ", ".join(present))
+        chosen += [name for name in found if name not in chosen]
+    return chosen
+
+
+def counts_of(text: bytes) -> Dict[str, int]:
+    """The newest counts in tcpdump's stderr: captured, received_by_filter, dropped_by_kernel, dropped_by_interface."""
+    return {COUNT_NAMES[what]: int(number) for number, what in COUNTS.findall(text)}
+
+
+class Tcpdump(Collector):
+    """All interfaces of one entry of the plan."""
+
+    OVERRUN_S = 1.2
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self._taps: List[_Tap] = []
+        self._interfaces: List[str] = []
+
+    def prepare(self) -> None:
+        if process.find("tcpdump") is None:
+            raise Gap("tcpdump", "not installed", "apt-get install tcpdump, or dnf install tcpdump")
+        self._interfaces = interfaces_of(self.context.options)
+
+    def begin(self) -> None:
+        """Start listening. Before T0 is known this is the rehearsal: each tcpdump starts for real, and is stopped again."""
+        self.abandon()
+        try:
+            for interface in self._interfaces:
+                tap = _Tap(self.context, interface, self._suffix(interface))
+                self._taps.append(tap)
+                tap.start()
+            for tap in self._taps:
+                tap.wait_until_listening()
+        except Exception:
+            self.abandon()
+            raise
+        if self.context.window is None:
+            self.abandon()
+        else:
+            for tap in self._taps:
+                tap.follow()
+
+    def _suffix(self, interface: str) -> str:
+        """What tells this entry's pcaps apart: nothing for a single one, as in Retina's own names."""
+        number = self.context.node_id[len("tcpdump") :]
+        if len(self._interfaces) > 1:
+            number += "-" + re.sub(r"[^A-Za-z0-9_.-]", "_", interface)
+        return number
+
+    def progress(self) -> Dict[str, int]:
+        total: Dict[str, int] = {"bytes": 0, "packets": 0, "dropped": 0}
+        for tap in self._taps:
+            for name, number in tap.progress().items():
+                total[name] += number
+        return total
+
+    def finish(self) -> None:
+        for tap in self._taps:
+            tap.stop()
+        reasons: List[str] = []
+        for tap in self._taps:
+            tap.finish()
+            reasons += tap.failures
+        if reasons:
+            raise RuntimeError("; ".join(reasons))
+
+    def abandon(self) -> None:
+        for tap in self._taps:
+            tap.abandon()
+        self._taps = []
+
+
+class _Tap:
+    """One tcpdump on one interface, and the thread that reads its file while it grows."""
+
+    def __init__(self, context: Context, interface: str, suffix: str):
+        self._context, self._options, self.interface, self._suffix = context, context.options, interface, suffix
+        # AppArmor's profile for tcpdump permits these names only; the interface's own name is in the log.
+        self._file = context.raw / f"tap{suffix or '-1'}.pcap"
+        self._log = context.raw / f"tap{suffix or '-1'}.log"
+        self._argv = argv(self._options, interface, str(self._file), as_root=os.geteuid() == 0)
+        self._process: Optional["subprocess.Popen[bytes]"] = None
+        self._thread: Optional[threading.Thread] = None
+        self._stopping = threading.Event()
+        self._started, self._begun = 0.0, 0.0
+        self._statistics_at = 0.0
+        self._listening_at = 0.0
+        self._kept_files: List[Path] = []
+        self._evicted = 0
+        self._error = ""
+        self._full = self._disk_full = False
+        self._cutters: List[Cutter] = []
+        self.failures: List[str] = []
+        self.verdict: Optional[Verdict] = None
+
+    # -- life of the process ---------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        ring = self._options.get("ring")
+        bound = ring["file_size"] if ring else self._options["max_size"]
+        command = self._argv
+        if process.find("prlimit"):
+            # A backstop for an agent that can't keep up: the kernel itself refuses to let the file grow further.
+            size = 2 * bound + RUNAWAY_ROOM_BYTES
+            command = ["prlimit", f"--fsize={size}:{size}", "--", process.find(command[0]) or command[0], *command[1:]]
+        self._started, self._begun = time.time(), time.monotonic()
+        with open(str(self._log), "wb") as log:
+            os.chmod(str(self._log), 0o600)
+            self._process = process.spawn(command, stderr=log)
+        try:
+            # The agent gives way to the node's work; the one process that must keep up with the packets doesn't.
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, 0)
+        except OSError:
+            pass  # raising a priority takes CAP_SYS_NICE
+
+    def wait_until_listening(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + READY_LIMIT_S
+        while True:
+            text = self._log.read_bytes()
+            if LISTENING.search(text):
+                self._listening_at = time.time()
+                return
+            if self._process.poll() is not None:
+                raise RuntimeError(f"tcpdump on {self.interface} ended at once: {_last_words(text)}")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"tcpdump on {self.interface} isn't listening after {READY_LIMIT_S:.0f} s: {_last_words(text)}")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            # The overrun has passed: what the kernel still holds is younger than the window.
+            process.end(self._process, grace_s=5.0)
+        self._stopping.set()
+
+    def abandon(self) -> None:
+        if self._process is not None:
+            process.end(self._process, grace_s=1.0)
+            self._process = None
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        for path in self._files():
+            path.unlink()
+
+    def _files(self) -> List[Path]:
+        """The files that tcpdump has written, oldest first: tap.pcap, tap.pcap1, tap.pcap2, …"""
+        found = []
+        for path in self._context.raw.glob(self._file.name + "*"):
+            number = path.name[len(self._file.name) :]
+            if number.isdigit() or not number:
+                found.append((int(number or 0), path))
+        return [path for _, path in sorted(found)]
+
+    # -- while the window runs ---------------------------------------------------------------------------------------
+
+    def follow(self) -> None:
+        """Begin to read what tcpdump writes. Called once T0 is known."""
+        work = self._prune_until_stopped if self._options.get("ring") else self._stream_until_stopped
+        self._thread = threading.Thread(target=self._guard, args=(work,), name=f"follow-{self.interface}", daemon=True)
+        self._thread.start()
+
+    def _guard(self, work: Any) -> None:
+        try:
+            work()
+        except Exception as error:
+            self._error = f"{type(error).__name__}: {error}"
+            self._context.emit("warning", why=f"tcpdump on {self.interface}: {self._error}")
+
+    def _member_name(self, number: int = 0) -> str:
+        return f"{self._context.base}{self._suffix}" + (f"-{number:05d}" if number else "") + ".pcap"
+
+    def _stream_until_stopped(self) -> None:
+        assert self._context.open_member is not None
+        assert self._process is not None
+        cutter = self._new_cutter(self._options["max_size"])
+        member = self._context.open_member(self._member_name())
+        file = open(str(self._file), "rb", buffering=0)  # noqa: SIM115 - closed early when the disk is full
+        pending = b""
+        try:
+            while True:
+                over = self._stopping.is_set() or self._process.poll() is not None
+                chunk = pending or (b"" if file.closed else file.read(CHUNK_BYTES))
+                pending = b""
+                if not chunk and over:
+                    break
+                if not chunk:
+                    self._stopping.wait(POLL_S)
+                    continue
+                try:
+                    self._pass_on(cutter, member, chunk, file)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or self._disk_full:
+                        raise
+                    pending = self._make_room(file)
+                if cutter.full and not self._full:
+                    self._full = True
+                    self._note_full(cutter)
+                    process.end(self._process)
+        finally:
+            file.close()
+        member.close()
+        # Everything in it is in the archive now; the room may be needed to finish it.
+        self._file.unlink(missing_ok=True)
+
+    def _pass_on(self, cutter: Cutter, member: Any, chunk: bytes, file: Any) -> None:
+        assert self._context.intervals_ns is not None
+        # Sampled after the read: whatever clock stamped these packets, its step is known by now.
+        cutter.intervals = self._context.intervals_ns()
+        behind = not file.closed and os.fstat(file.fileno()).st_size - file.tell() > BACKLOG_BYTES
+        for piece in cutter.feed(chunk):
+            member.write(piece, fast=behind)
+
+    def _make_room(self, file: Any) -> bytes:
+        """The disk is full. End the capture, and trade the raw file for room in the archive; returns what wasn't read yet."""
+        assert self._process is not None
+        self._disk_full = True
+        self._context.emit("limit", limit="disk_full", why=f"no space left on the node while capturing on {self.interface}")
+        process.end(self._process)
+        rest: bytes = file.read(REST_BYTES) or b""
+        file.close()
+        self._file.unlink()
+        return rest
+
+    def _new_cutter(self, limit_bytes: Optional[int]) -> Cutter:
+        assert self._context.intervals_ns is not None
+        cutter = Cutter(self._context.intervals_ns(), limit_bytes=limit_bytes)
+        self._cutters.append(cutter)
+        return cutter
+
+    def _note_full(self, cutter: Cutter) -> None:
+        self._context.emit(
+            "limit",
+            limit="max_size",
+            why=f"the pcap of {self.interface} has reached {self._options['max_size']} B after {cutter.packets_kept} packets",
+        )
+
+    def _prune_until_stopped(self) -> None:
+        keep = self._options["ring"]["files"]
+        while not self._stopping.wait(POLL_S):
+            self._prune(keep)
+        self._prune(keep)
+
+    def _prune(self, keep: int) -> None:
+        for path in self._files()[:-keep]:
+            path.unlink()
+            self._evicted += 1
+
+    def progress(self) -> Dict[str, int]:
+        now = time.monotonic()
+        if now - self._statistics_at >= STATISTICS_EVERY_S and self._process is not None and self._process.poll() is None:
+            self._statistics_at = now
+            try:
+                self._process.send_signal(signal.SIGUSR1)
+            except ProcessLookupError:
+                pass
+        counts = counts_of(_read(self._log))
+        dropped = counts.get("dropped_by_kernel", 0) + counts.get("dropped_by_interface", 0)
+        if self._options.get("ring"):
+            return {"bytes": sum(_size(p) for p in self._files()), "packets": counts.get("captured", 0), "dropped": dropped}
+        return {
+            "bytes": sum(c.bytes_kept for c in self._cutters),
+            "packets": sum(c.packets_kept for c in self._cutters),
+            "dropped": dropped,
+        }
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        assert self._process is not None
+        if self._thread is not None:
+            self._thread.join()
+        ring = self._options.get("ring")
+        if ring and not self._error:
+            try:
+                self._archive_ring()
+            except Exception as error:
+                self._error = f"{type(error).__name__}: {error}"
+        text = _read(self._log)
+        status = self._process.returncode
+        self._context.note_command(
+            process.Outcome(
+                argv=tuple(self._argv), exit_status=status, stdout=b"", stderr=text, start=self._started,
+                duration_s=time.monotonic() - self._begun,
+            )
+        )  # fmt: skip
+        log = ("tcpdump" + self._suffix if self._suffix.startswith("-") else "tcpdump") + ".log"
+        self._context.write(f"logs/{log}", b"argv: " + repr(self._argv).encode() + b"\n" + text)
+        self._judge(counts_of(text), status, text, ring)
+
+    def _archive_ring(self) -> None:
+        assert self._context.open_member is not None
+        first = self._evicted + 1
+        for number, path in enumerate(self._files(), start=first):
+            cutter = self._new_cutter(None)
+            member = self._context.open_member(self._member_name(number))
+            try:
+                with open(str(path), "rb", buffering=0) as file:
+                    while True:
+                        chunk = file.read(CHUNK_BYTES)
+                        if not chunk:
+                            break
+                        for piece in cutter.feed(chunk):
+                            member.write(piece)
+            finally:
+                member.close()
+            path.unlink()
+            self._context.note_packets(self._member_name(number), cutter.packets_kept)
+
+    def _judge(self, counts: Dict[str, int], status: int, text: bytes, ring: Any) -> None:
+        window = self._context.window
+        assert window is not None
+        name = self._member_name() if not ring else f"{self._context.base}{self._suffix}-*.pcap"
+        if not ring:
+            self._context.note_packets(name, sum(c.packets_kept for c in self._cutters))
+        kept = sum(c.packets_kept for c in self._cutters)
+        outside = sum(c.packets_before + c.packets_after for c in self._cutters)
+        verdict = self._context.verdict(Verdict(name, COMPLETE, [], {**counts, "in_window": kept, "outside_window": outside}))
+        self.verdict = verdict
+        for what in ("kernel", "interface"):
+            dropped = counts.get(f"dropped_by_{what}", 0)
+            if dropped:
+                of = counts.get("received_by_filter", 0) or kept + dropped
+                verdict.lower(LOSSY, f"{dropped} of {of} packets dropped by {what}")
+        if self._listening_at > window.t0:
+            verdict.lower(PARTIAL, f"tcpdump was listening {self._listening_at - window.t0:.3f} s after T0")
+        if self._full:
+            verdict.lower(PARTIAL, f"stopped at max_size ({self._options['max_size']} B)")
+        elif self._disk_full:
+            verdict.lower(PARTIAL, "the node's disk is full")
+            self.failures.append(f"{self.interface}: the node's disk is full")
+        elif status != 0:
+            why = f"killed by signal {-status}" if status < 0 else f"exit status {status}: {_last_words(text)}"
+            verdict.lower(PARTIAL, f"tcpdump ended early: {why}")
+            self.failures.append(f"tcpdump on {self.interface} ended early: {why}")
+        if self._evicted:
+            verdict.counts["files_evicted"] = self._evicted
+            verdict.lower(PARTIAL, f"the ring kept the last {len(self._cutters)} of {self._evicted + len(self._cutters)} files")
+        if self._error:
+            verdict.lower(PARTIAL, self._error)
+            self.failures.append(f"{self.interface}: {self._error}")
+        if any(c.broken for c in self._cutters):
+            verdict.lower(UNKNOWN, "tcpdump's file holds a record that can't be read")
+        if not self._full and not self._evicted and status == 0 and not self._error:
+            missing = counts.get("captured", 0) - kept - outside
+            if missing > 0:
+                verdict.lower(PARTIAL, f"{missing} packets that tcpdump captured are not in its file")
+        if not counts and status == 0:
+            verdict.lower(UNKNOWN, "tcpdump said nothing of its losses")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _last_words(text: bytes) -> str:
+    lines = [line for line in text.decode("utf-8", "replace").splitlines() if line.strip() and "listening on" not in line]
+    return lines[-1].strip()[:300] if lines else "it said nothing"
+
+
+def problems(options: Mapping[str, Any]) -> Tuple[List[Gap], List[Gap]]:
+    """(what makes the plan impossible here, what will be a gap): tool, interfaces, rights, and the filter as libpcap reads it."""
+    if process.find("tcpdump") is None:
+        return [], [Gap("tcpdump", "not installed", "apt-get install tcpdump, or dnf install tcpdump")]
+    try:
+        interfaces = interfaces_of(options)
+    except Gap as gap:
+        return [gap], []
+    fatal: List[Gap] = []
+    for interface in interfaces:
+        outcome = process.run(compile_argv(options, interface), limit_s=READY_LIMIT_S)
+        if not outcome.ok:
+            why = _last_words(outcome.stderr).replace("tcpdump: ", "", 1) if not outcome.timed_out else outcome.why()
+            what = "filter" if "syntax error" in why or "expression" in why or "unknown" in why else f"capture on {interface}"
+            hint = "run as root, or give tcpdump the capability cap_net_raw" if "permission" in why.lower() else ""
+            fatal.append(Gap(what, why, hint))
+            break
+    return fatal, []
+
+
+def compile_argv(options: Mapping[str, Any], interface: str) -> Sequence[str]:
+    """Compile the filter for this interface's own link type and print the program; nothing is captured."""
+    command = ["ip", "netns", "exec", str(options["netns"])] if options.get("netns") else []
+    return [*command, "tcpdump", "-d", "-i", interface, "-s", str(options["snaplen"]), *_expression(options)]

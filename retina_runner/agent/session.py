@@ -1,0 +1,351 @@
+"""One plan from its first check to its archive: prepare, wait for T0, hold the window open, collect, pack.
+
+Runs in the worker process. Undo is registered before do: whatever way this ends, every collector that was begun is
+finished or abandoned, and the event journal's last word is `end`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import threading
+import time
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from retina_runner.agent import bounds, collectors, facts, manifest
+from retina_runner.agent.archive import ArchiveWriter
+from retina_runner.agent.clock import NodeClock
+from retina_runner.agent.context import COMPLETE, PARTIAL, Context, Gap, Record, Verdict, Window, utc, worst
+from retina_runner.agent.plan import Entry, Plan
+from retina_runner.agent.workspace import Journal, Workspace
+
+RELEASE_POLL_S = 0.05
+RELEASE_GRACE_S = 30.0
+"""How much longer than the barrier's own limit an agent waits for T0 before it concludes that the runner is gone."""
+BEGIN_MARGIN_S = 0.3
+BALLAST_BYTES = 4 << 20
+"""Disk set aside at the start and given back when the disk is full, so that the archive can still be closed."""
+
+
+class Abandoned(Exception):
+    """Ended before anything was collected, on request or for want of a T0."""
+
+
+class Failed(Exception):
+    """Nothing can be collected. `why` and the next step, `hint`, for the `end` event."""
+
+    def __init__(self, why: str, hint: str = ""):
+        super().__init__(why)
+        self.hint = hint
+
+
+class Stop:
+    """A request to end early, from a signal or from another thread. The first reason stays."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._reason: Optional[str] = None
+
+    def request(self, reason: str) -> None:
+        """Safe in a signal handler: it takes no lock."""
+        if self._reason is None:
+            self._reason = reason
+            try:
+                os.write(self._write, b"!")
+            except BlockingIOError:
+                pass
+
+    @property
+    def reason(self) -> Optional[str]:
+        return self._reason
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep until then or until a request; whether there is one."""
+        if self._reason is None and seconds > 0:
+            select.select([self._read], [], [], seconds)
+        return self._reason is not None
+
+    def on_signals(self) -> None:
+        """Main thread only. A hang-up is ignored: the agent outlives the connection that started it."""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda n, frame: self.request("stopped by request"))
+
+
+class Session:
+    """Runs the plan of a workspace. `run` returns the state that its `end` event told: collected, failed or abandoned."""
+
+    def __init__(self, plan: Plan, workspace: Workspace, journal: Journal, stop: Stop, clock: Optional[NodeClock] = None):
+        self.plan, self.workspace, self.journal, self.stop = plan, workspace, journal, stop
+        self.clock = clock or NodeClock()
+        self.record = Record()
+        self._clock_lock = threading.Lock()
+        self._active: List[Tuple[Entry, Context, collectors.Collector]] = []
+        self._writer: Optional[ArchiveWriter] = None
+        self._window: Optional[Window] = None
+        self._reference_t0 = 0.0
+        self._base = ""
+        self._late_s = 0.0
+        self._rehearsal_s = 0.0
+        self._t0_monotonic = 0.0
+        self._host: Dict[str, Any] = {}
+        self._times: Dict[str, str] = {}
+
+    def run(self) -> str:
+        state, why, hint = "failed", "", ""
+        try:
+            self._prepare()
+            self._await_release()
+            self._hold_window()
+            self._collect()
+            self._pack()
+            state = "collected"
+        except Abandoned as error:
+            state, why = "abandoned", str(error)
+        except Failed as error:
+            why, hint = str(error), error.hint
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+        finally:
+            for _, _, collector in self._active:
+                collector.abandon()
+        if state != "collected" and self._writer is not None:
+            self._writer.abandon()
+        self.journal.emit("end", state=state, **({"why": why} if why else {}), **({"hint": hint} if hint else {}))
+        return state
+
+    # -- before T0 ---------------------------------------------------------------------------------------------------
+
+    def _phase(self, phase: str) -> None:
+        self._times[phase] = utc()
+        self.journal.emit("phase", phase=phase)
+
+    def _check_abandoned(self) -> None:
+        if self.stop.reason is not None:
+            raise Abandoned(self.stop.reason)
+
+    def _prepare(self) -> None:
+        self._phase("preparing")
+        bounds.confine(self.plan.bounds)
+        bounds.lower_priority(self.plan.bounds.nice)
+        lacking = bounds.lacking_space(self.plan.bounds, self.workspace.directory)
+        if lacking:
+            raise Failed(lacking, "free some space, or lower limits.disk_free_percent and limits.disk_free_bytes")
+        self._set_ballast()
+        self._host = facts.host()
+        lock = threading.RLock()
+        for entry in self.plan.entries:
+            self._check_abandoned()
+            raw = self.workspace.raw / entry.id
+            raw.mkdir(mode=0o700)
+            context = Context(entry.id, entry.options, self.workspace.out, raw, self.record, self.journal.emit, lock)
+            try:
+                collector = collectors.load(entry.name, context)
+            except KeyError:
+                self._status(entry, "failed", f"this agent has no collector {entry.name}")
+                continue
+            self._active.append((entry, context, collector))
+            self._hook(entry, collector, collector.prepare, drop=True)
+        begun = time.monotonic()
+        for entry, _, collector in list(self._active):
+            self._check_abandoned()
+            self._hook(entry, collector, collector.begin, drop=True)
+        self._rehearsal_s = time.monotonic() - begun
+        if not self._active:
+            reasons = "; ".join(f"{c}: {s['why']}" for c, s in self.record.collectors.items() if s.get("why"))
+            raise Failed(f"nothing can be collected: {reasons}", "retina-run doctor says what this machine lacks")
+        for entry, _, _ in self._active:
+            self._status(entry, "ready")
+        self.journal.emit("ready", rehearsal_s=round(self._rehearsal_s, 3),
+                          free_bytes=bounds.free_bytes(self.workspace.directory)[0])  # fmt: skip
+
+    def _set_ballast(self) -> None:
+        ballast = self.workspace.raw / "ballast"
+        try:
+            with open(str(ballast), "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+        except OSError:
+            ballast.unlink()
+
+    def _hook(self, entry: Entry, collector: collectors.Collector, hook: Callable[[], None], drop: bool) -> None:
+        """Call one hook; its trouble is this collector's alone. With `drop` the collector takes no further part."""
+        try:
+            hook()
+            return
+        except Gap as gap:
+            self.record.skipped.append({"collector": entry.id, "what": gap.what, "why": gap.why, **({"hint": gap.hint} if gap.hint else {})})
+            self._status(entry, "skipped", f"{gap.what}: {gap.why}", gap.hint)
+        except Exception as error:
+            self._status(entry, "failed", f"{type(error).__name__}: {error}")
+        if drop:
+            collector.abandon()
+            self._active = [a for a in self._active if a[0].id != entry.id]
+
+    def _status(self, entry: Entry, status: str, why: str = "", hint: str = "") -> None:
+        known = self.record.collectors.setdefault(entry.id, {"name": entry.name, "options": dict(entry.options)})
+        if status == "done" and known.get("status") in ("failed", "skipped", "partial"):
+            return  # an earlier hook's trouble outlasts a later one's success
+        known["status"] = status
+        if why:
+            known["why"] = why
+        if status == "ready":
+            known["start"] = utc()
+        else:
+            known["end"] = utc()
+        self.journal.emit("collector", collector=entry.id, status=status,
+                          **({"why": why} if why else {}), **({"hint": hint} if hint else {}))  # fmt: skip
+
+    def _await_release(self) -> None:
+        """Until T0 is known: from the plan, or from the `release` verb's file."""
+        if self.plan.t0 is not None:
+            release = {"t0": self.plan.t0, "reference_t0": self.plan.t0}
+        else:
+            self._phase("waiting")
+            deadline = time.monotonic() + self.plan.ready_timeout_s + RELEASE_GRACE_S
+            while not self.workspace.release.exists():
+                if self.stop.wait(RELEASE_POLL_S):
+                    raise Abandoned(str(self.stop.reason))
+                if time.monotonic() > deadline:
+                    raise Abandoned("no T0 came; the runner is gone")
+            release = json.loads(self.workspace.release.read_bytes())
+        self._arm(float(release["t0"]), float(release["reference_t0"]), release.get("offset_s"), release.get("offset_error_s"))
+
+    def _arm(self, t0: float, reference_t0: float, offset_s: Optional[float], offset_error_s: Optional[float]) -> None:
+        self._window = Window(t0, self.plan.duration_s)
+        self._reference_t0 = reference_t0
+        self._offset = (offset_s, offset_error_s)
+        self._t0_monotonic = time.monotonic() + (t0 - time.time())
+        if time.monotonic() >= self._t0_monotonic + self.plan.duration_s:
+            raise Failed(f"the window was over before this node was told of it (T0 {utc(t0)}, now {utc()})")
+        self._base = f"{self.plan.prefix}-{time.strftime('%Y%m%d%H%M%S', time.gmtime(reference_t0))}UTC"
+        path = self.workspace.archive / f"{self._base}.tar.gz"
+        self._writer = ArchiveWriter(path, self._base, mtime=reference_t0)
+        for _, context, _ in self._active:
+            context.window, context.base = self._window, self._base
+            context.open_member = self._writer.open_member
+            context.intervals_ns = self._intervals_ns
+        self.journal.emit("armed", t0=utc(t0))
+
+    def _intervals_ns(self) -> Tuple[Tuple[int, int], ...]:
+        assert self._window is not None
+        with self._clock_lock:
+            for step in self.clock.sample():
+                self.journal.emit("clock", step_s=round(step.step_s, 6), why="the node's clock was stepped during the window")
+            return self.clock.intervals_ns(self._window.t0, self._window.end)
+
+    # -- the window --------------------------------------------------------------------------------------------------
+
+    def _hold_window(self) -> None:
+        assert self._window is not None
+        begin_at = self._t0_monotonic - (1.5 * self._rehearsal_s + BEGIN_MARGIN_S)
+        if self.stop.wait(begin_at - time.monotonic()):
+            raise Abandoned(str(self.stop.reason))
+        for entry, _, collector in list(self._active):
+            self._hook(entry, collector, collector.begin, drop=True)
+        if not self._active:
+            raise Failed("every collector failed at the start of the window")
+        if self.stop.wait(self._t0_monotonic - time.monotonic()):
+            raise Abandoned(str(self.stop.reason))
+        self._late_s = max(0.0, time.monotonic() - self._t0_monotonic)
+        self._phase("capturing")
+        self.journal.emit("window", t0=utc(self._window.t0), late_s=round(self._late_s, 6))
+        watch = bounds.Watch(self.plan.bounds, self.workspace.directory, self.workspace.size_bytes, self._tick, self._exceeded)
+        watch.start()
+        try:
+            if self.stop.wait(self._t0_monotonic + self.plan.duration_s - time.monotonic()):
+                self._cut_short()
+        finally:
+            watch.stop()
+            self._intervals_ns()  # a last look at the clock, while the window's packets are still being read
+
+    def _cut_short(self) -> None:
+        elapsed = max(0.0, time.monotonic() - self._t0_monotonic)
+        assert self._window is not None
+        self._window = Window(self._window.t0, elapsed)
+        for _, context, _ in self._active:
+            context.window = self._window
+        self.record.warnings.append(f"stopped {elapsed:.1f} s into a window of {self.plan.duration_s:.0f} s: {self.stop.reason}")
+        self.journal.emit("warning", why=self.record.warnings[-1])
+
+    def _tick(self, free: int) -> None:
+        self._intervals_ns()
+        counts = {"bytes": 0, "packets": 0, "dropped": 0}
+        for _, _, collector in self._active:
+            for name, number in collector.progress().items():
+                counts[name] = counts.get(name, 0) + number
+        elapsed = time.monotonic() - self._t0_monotonic
+        self.journal.emit("progress", elapsed_s=round(max(elapsed, 0.0), 1), total_s=self.plan.duration_s, free_bytes=free, **counts)
+
+    def _exceeded(self, limit: str, why: str) -> None:
+        self.journal.emit("limit", limit=limit, why=why)
+        self.stop.request(why)
+
+    # -- after the window --------------------------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        over = time.monotonic()
+        self._phase("collecting")
+        if (self.workspace.directory / "discard").exists():
+            raise Abandoned(str(self.stop.reason))
+        for entry, _, collector in self._active:
+            self._hook(entry, collector, collector.end, drop=False)
+        # Whoever must still listen for a while is finished last, so that the others' snapshots fill the time.
+        for entry, _, collector in sorted(self._active, key=lambda a: a[2].OVERRUN_S):
+            time.sleep(max(0.0, over + collector.OVERRUN_S - time.monotonic()))
+            self._hook(entry, collector, collector.finish, drop=False)
+            self._status(entry, "done")
+
+    def _pack(self) -> None:
+        assert self._writer is not None
+        self._phase("archiving")
+        self._judge_window()
+        self._give_back_ballast()
+        for path in sorted(p for p in self.workspace.out.rglob("*") if p.is_file()):
+            self._writer.add_file(str(path.relative_to(self.workspace.out)), path)
+        made = self._writer.finish(self._manifest)
+        verdict = worst([v.verdict for v in self.record.verdicts])
+        reasons = [f"{v.artefact}: {r}" for v in self.record.verdicts for r in v.reasons]
+        packets = sum(self.record.packets.values())
+        dropped = sum(n for v in self.record.verdicts for k, n in v.counts.items() if k.startswith("dropped_by_"))
+        self.journal.emit("archive", name=made.path.name, size_bytes=made.size_bytes, sha256=made.sha256,
+                          verdict=verdict, reasons=reasons, packets=packets, dropped=dropped)  # fmt: skip
+
+    def _give_back_ballast(self) -> None:
+        try:
+            (self.workspace.raw / "ballast").unlink()
+        except FileNotFoundError:
+            pass
+
+    def _judge_window(self) -> None:
+        """What befell the whole window lowers every artefact's verdict."""
+        if not self.record.verdicts:
+            self.record.verdicts.append(Verdict("manifest.json", COMPLETE))
+        assert self._window is not None
+        for verdict in self.record.verdicts:
+            if self._window.duration_s < self.plan.duration_s:
+                verdict.lower(PARTIAL, f"{self._window.duration_s:.1f} of {self.plan.duration_s:.0f} s: {self.stop.reason}")
+            if self._late_s > 0.1:
+                verdict.lower(PARTIAL, f"this node began {self._late_s:.1f} s after T0")
+
+    def _manifest(self, files: Any) -> bytes:
+        assert self._window is not None
+        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        return manifest.render(
+            plan=self.plan, record=self.record, base=self._base, host=self._host, files=files,
+            window=manifest.WindowFacts(
+                t0=self._reference_t0, t0_node=self._window.t0, duration_s=self._window.duration_s, late_s=self._late_s,
+                stopped_early=self.stop.reason if self._window.duration_s < self.plan.duration_s else None,
+            ),
+            clock=manifest.ClockFacts(*self._offset, steps=tuple(self.clock.steps)),
+            cost=manifest.CostFacts(
+                cpu_s=own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
+                peak_rss_bytes=own.ru_maxrss * 1024,
+                peak_child_rss_bytes=children.ru_maxrss * 1024,
+                rehearsal_s=self._rehearsal_s,
+            ),
+            phases=self._times,
+        )  # fmt: skip

@@ -1,0 +1,152 @@
+"""The private directory of one plan on a node: who may use it, who is alive in it, and its event journal.
+
+Liveness is a lock, not a pid: the agent's processes hold `lock` for as long as one of them lives, and the kernel lets go
+of it for them however they end. Pids are reused; locks aren't.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional
+
+from retina_runner.agent.context import utc
+
+
+class UnsafeDirectory(Exception):
+    """The directory belongs to somebody else, or others may write to it: an agent run as root must not trust it."""
+
+
+class Workspace:
+    """Paths below one plan's directory. Making the object touches nothing."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.plan = directory / "plan.json"
+        self.events = directory / "events.jsonl"
+        self.release = directory / "release.json"
+        self.lock = directory / "lock"
+        self.pid = directory / "pid"
+        self.out = directory / "out"
+        self.raw = directory / "raw"
+        self.archive = directory / "archive"
+
+    def create(self) -> None:
+        """Make the directory tree, private to this user. Raises FileExistsError, UnsafeDirectory, OSError."""
+        parent = self.directory.parent
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private(parent)
+        self.directory.mkdir(mode=0o700)
+        for folder in (self.out, self.raw, self.archive):
+            folder.mkdir(mode=0o700)
+
+    def take_lock(self) -> Optional[int]:
+        """The descriptor that holds the lock (inherited over fork), or None if an agent lives here already."""
+        descriptor = os.open(str(self.lock), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def alive(self) -> bool:
+        """Whether an agent process holds the lock now."""
+        try:
+            descriptor = os.open(str(self.lock), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def size_bytes(self) -> int:
+        """Bytes on disk below the directory, as allocated; what vanishes meanwhile counts nothing."""
+        total = 0
+        pending = [str(self.directory)]
+        while pending:
+            try:
+                with os.scandir(pending.pop()) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(entry.path)
+                        else:
+                            try:
+                                total += entry.stat(follow_symlinks=False).st_blocks * 512
+                            except FileNotFoundError:
+                                pass
+            except FileNotFoundError:
+                pass
+        return total
+
+
+def check_private(directory: Path) -> None:
+    """Raise UnsafeDirectory unless it is a real directory of this user that nobody else may write to."""
+    status = os.lstat(str(directory))
+    if not stat.S_ISDIR(status.st_mode):
+        raise UnsafeDirectory(f"{directory} is not a directory")
+    if status.st_uid != os.geteuid():
+        raise UnsafeDirectory(f"{directory} belongs to user id {status.st_uid}, not to {os.geteuid()}")
+    if status.st_mode & 0o022:
+        raise UnsafeDirectory(f"{directory} may be written by others (mode {stat.S_IMODE(status.st_mode):04o})")
+
+
+def write_whole(path: Path, value: Any) -> None:
+    """Replace a JSON file in one step, so that a reader sees the old content or the new one."""
+    partial = path.with_name(path.name + ".part")
+    descriptor = os.open(str(partial), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(str(partial), str(path))
+
+
+class Journal:
+    """`events.jsonl`: one JSON object a line, numbered by `seq` from 0. Appending is one write(2), so lines never mix."""
+
+    def __init__(self, path: Path, echo: Optional[Callable[[Dict[str, Any]], None]] = None):
+        self._path = path
+        self._echo = echo
+        self._lock = threading.Lock()
+        self._next = sum(1 for _ in read_events(path))
+        self._descriptor = os.open(str(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Append one event. A full disk loses the event, never the run: the archive's manifest has what matters."""
+        with self._lock:
+            entry: Dict[str, Any] = {"seq": self._next, "time": utc(), "event": event, **fields}
+            line = (json.dumps(entry, separators=(",", ":")) + "\n").encode()
+            try:
+                written = os.write(self._descriptor, line)
+                if written < len(line):
+                    os.write(self._descriptor, b"\n")
+            except OSError:
+                return
+            self._next += 1
+        if self._echo is not None:
+            self._echo(entry)
+
+
+def read_events(path: Path) -> Iterator[Dict[str, Any]]:
+    """The whole events of a journal, in order; a line cut short by a full disk is passed over."""
+    try:
+        with open(str(path), "rb") as file:
+            lines: List[bytes] = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            yield entry

@@ -1,0 +1,62 @@
+"""The agent as one file that travels: a zipapp, named by its content, the same bytes wherever it is built.
+
+Only `retina_runner/agent/` and `bpf/` go in. Deterministic (sorted members, fixed times), so that a node that has
+`agent-<sha12>.pyz` already needs no second copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from retina_runner import __version__
+
+_FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that zip can say
+_MAIN = b"import sys\nfrom retina_runner.agent.__main__ import main\nsys.exit(main())\n"
+# The real retina_runner/__init__.py is the runner's; the agent needs a package of that name and nothing of it.
+_PACKAGE = f'__version__ = "{__version__}"\n'.encode()
+
+
+@dataclass(frozen=True)
+class AgentBundle:
+    """`name` is `agent-<first 12 hex digits of sha256>.pyz`; `content` its bytes."""
+
+    name: str
+    sha256: str
+    content: bytes
+
+
+@lru_cache(maxsize=1)
+def agent_bundle() -> AgentBundle:
+    """Build the agent from this installation."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in sorted([("__main__.py", _MAIN), ("retina_runner/__init__.py", _PACKAGE), *_members()]):
+            info = zipfile.ZipInfo(name, _FIXED_TIME)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, content)
+    content = b"#!/usr/bin/env python3\n" + buffer.getvalue()
+    digest = hashlib.sha256(content).hexdigest()
+    return AgentBundle(f"agent-{digest[:12]}.pyz", digest, content)
+
+
+def data_directory(name: str) -> Path:
+    """`schemas`, `bpf` or `runbooks` as shipped: inside an installed package, or at the top of a source checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "_data" / name
+    return installed if installed.is_dir() else package.parent / name
+
+
+def _members() -> Iterator[tuple[str, bytes]]:
+    package = Path(__file__).resolve().parent
+    for path in sorted((package / "agent").rglob("*.py")):
+        yield f"retina_runner/{path.relative_to(package).as_posix()}", path.read_bytes()
+    bpf = data_directory("bpf")
+    for path in sorted(p for p in bpf.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        yield f"retina_runner/_data/bpf/{path.relative_to(bpf).as_posix()}", path.read_bytes()

@@ -1,0 +1,94 @@
+"""Words of the command line, after ansible-playbook's habits where they fit. Nothing but argparse is imported here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from retina_runner import __version__
+from retina_runner.errors import EXIT_CODES
+
+VERBS = ("run", "check", "plan", "verify", "report", "list", "cleanup", "schema", "doctor", "version", "completion")
+
+
+def with_verb(words: Sequence[str]) -> list[str]:
+    """`retina-run RUNBOOK …` is `retina-run run RUNBOOK …`: put the verb in where the first plain word isn't one."""
+    words = list(words)
+    for word in words:
+        if word in ("-h", "--help", "--version"):
+            return words
+        if not word.startswith("-"):
+            return words if word in VERBS else ["run", *words]
+    return ["run", *words] if words else words
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line, with help made from the one table of exit codes."""
+    codes = "\n".join(f"  {code.value:3d}  {text}" for code, text in EXIT_CODES.items())
+    top = argparse.ArgumentParser(
+        prog="retina-run",
+        description="Declarative node diagnostics: one runbook, one instant, one verified archive a node.",
+        epilog=f"`retina-run RUNBOOK` is short for `retina-run run RUNBOOK`.\n\nexit status:\n{codes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"retina-run {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB")
+
+    def verb(name: str, text: str, module: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        added.set_defaults(module=module)
+        return added
+
+    run = verb("run", "carry a runbook out", "run")
+    _documents(run)
+    run.add_argument("--check", action="store_true", help="check runbook, nodes and rights, and stop before anything starts")
+    run.add_argument("--list-hosts", action="store_true", help="print the nodes that the runbook means, and stop")
+    run.add_argument("--output", metavar="DIR", default="runs", help="where the run's directory is made (default: runs)")
+    run.add_argument("--keep", action="store_true", help="leave the finished agents' directories on the nodes, for a look")
+    run.add_argument("--json", action="store_true", help="print every event as one JSON object a line")
+    run.add_argument("-q", "--quiet", action="store_true", help="print problems and the result only")
+    run.add_argument("-v", "--verbose", action="count", default=0, help="say more: the exact commands, and each transition")
+
+    check = verb("check", "validate runbooks without touching any node", "check")
+    check.add_argument("runbooks", nargs="+", metavar="RUNBOOK")
+    check.add_argument("-e", "--extra-vars", action="append", default=[], metavar="KEY=VALUE|@FILE", help="set variables")
+
+    plan = verb("plan", "show what would run where: commands, bytes, rights; nothing is touched", "plan")
+    _documents(plan)
+    plan.add_argument("--json", action="store_true", help="print the plans themselves, as the agents would read them")
+
+    verify = verb("verify", "check archives: every digest, the schema, every pcap to its last packet", "verify")
+    verify.add_argument("archives", nargs="+", metavar="ARCHIVE")
+    verify.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+    report = verb("report", "show a run again, from its directory", "report")
+    report.add_argument("run", metavar="RUN_DIR")
+    report.add_argument("--format", choices=("table", "lines", "json", "junit"), default="table")
+
+    listing = verb("list", "list the runs below a folder, newest first", "listing")
+    listing.add_argument("folder", nargs="?", default="runs", metavar="DIR")
+    listing.add_argument("--json", action="store_true", help="one JSON object a run")
+
+    cleanup = verb("cleanup", "remove what interrupted or dead runs left on nodes", "cleanup")
+    cleanup.add_argument("runs", nargs="*", metavar="RUN_DIR", help="runs to clean up after")
+    cleanup.add_argument("--all-here", action="store_true", help="everything that agents of this user left on this machine")
+    cleanup.add_argument("--work-dir", metavar="DIR", help="where agents work on this machine, if not in the usual place")
+
+    schema = verb("schema", "print a shipped JSON Schema, or where they are", "schema")
+    schema.add_argument("name", nargs="?", metavar="NAME", help="runbook, plan, event, manifest, run, collectors/tcpdump, …")
+
+    verb("doctor", "what this machine can do, what is missing, and how to get it", "doctor")
+    verb("version", "print the version of retina-run and of the agent it ships", "version")
+    completion = verb("completion", "print the completion code for a shell", "completion")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    return top
+
+
+def _documents(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("runbook", metavar="RUNBOOK", help="a YAML runbook")
+    verb.add_argument("-i", "--inventory", action="append", default=[], metavar="INVENTORY",
+                      help="an inventory for captures that name none")  # fmt: skip
+    verb.add_argument("--limit", metavar="PATTERN", help="only those of the runbook's nodes that match")
+    verb.add_argument("-e", "--extra-vars", action="append", default=[], metavar="KEY=VALUE|@FILE",
+                      help="set variables of the runbook; may be repeated")  # fmt: skip
+    verb.add_argument("--work-dir", metavar="DIR", help="where agents work on this machine (default: /var/tmp/retina-run-UID)")

@@ -1,0 +1,137 @@
+"""This machine: the agent is a child that detaches, its verbs are processes of the same interpreter."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from retina_runner.bundle import AgentBundle
+from retina_runner.executors import Clock, LinkLost, LinkRefused
+
+FOLLOW_S = 20.0
+FETCH_BYTES = 1 << 20
+POLL_S = 0.2
+
+
+def default_work_directory() -> str:
+    """Where agents of this user work on a machine: /var/tmp outlives a reboot and is a disk, unlike /tmp on many systems."""
+    return f"/var/tmp/retina-run-{os.geteuid()}"
+
+
+class LocalLink:
+    """A link to this machine; see `executors.Link`."""
+
+    def __init__(self, work_directory: str):
+        self._work = Path(work_directory)
+        self._agent: Path | None = None
+
+    def connect(self) -> None:
+        pass
+
+    def install(self, agent: AgentBundle) -> None:
+        target = self._work / agent.name
+        try:
+            self._work.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not target.exists() or target.read_bytes() != agent.content:
+                part = target.with_name(f"{target.name}.{os.getpid()}.part")
+                descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(agent.content)
+                os.replace(part, target)
+        except OSError as error:
+            raise LinkRefused(str(error.filename or target), error.strerror or str(error),
+                              "choose a directory that you may write to with --work-dir") from error  # fmt: skip
+        self._agent = target
+
+    def _argv(self, verb: str, *arguments: str) -> list[str]:
+        if self._agent is None:
+            raise LinkRefused("agent", "it isn't installed yet")
+        # Isolated: neither PYTHON* variables nor a user's site-packages can change what runs, perhaps as root.
+        return [sys.executable, "-I", str(self._agent), verb, *arguments]
+
+    def call(self, verb: str, *arguments: str, stdin: bytes = b"", limit_s: float = 60.0) -> dict[str, Any]:
+        try:
+            done = subprocess.run(self._argv(verb, *arguments), input=stdin, capture_output=True, timeout=limit_s,
+                                  check=False, start_new_session=True)  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise LinkRefused(f"agent {verb}", f"no answer within {limit_s:.0f} s") from error
+        except OSError as error:
+            raise LinkRefused(f"agent {verb}", error.strerror or str(error)) from error
+        return answer_of(verb, done.returncode, done.stdout, done.stderr)
+
+    def events(self, directory: str, first: int, give_up: threading.Event) -> Iterator[dict[str, Any]]:
+        while not give_up.is_set():
+            got = 0
+            argv = self._argv("events", directory, "--from", str(first), "--follow", str(FOLLOW_S))
+            for line in _lines(argv, give_up):
+                event: dict[str, Any] = json.loads(line)
+                if "event" not in event:
+                    return  # the directory is gone
+                got, first = got + 1, first + 1
+                yield event
+                if event["event"] == "end":
+                    return
+            if not got and not give_up.is_set() and not self._alive(directory):
+                return
+
+    def _alive(self, directory: str) -> bool:
+        from retina_runner.agent.workspace import Workspace
+
+        return Workspace(Path(directory)).alive()
+
+    def fetch(self, directory: str, name: str, offset: int) -> Iterator[bytes]:
+        from retina_runner.agent.workspace import Workspace
+
+        try:
+            with open(Workspace(Path(directory)).archive / name, "rb") as file:
+                file.seek(offset)
+                while chunk := file.read(FETCH_BYTES):
+                    yield chunk
+        except OSError as error:
+            raise LinkLost(str(error)) from error
+
+    def clock(self) -> Clock:
+        return Clock(0.0, 0.0)
+
+    def close(self) -> None:
+        pass
+
+
+def _lines(argv: list[str], give_up: threading.Event) -> Iterator[bytes]:
+    """The lines that a process prints, as they come; the process ends with the iteration."""
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True) as process:
+        assert process.stdout is not None
+        rest = b""
+        try:
+            while not give_up.is_set():
+                if not select.select([process.stdout], [], [], POLL_S)[0]:
+                    continue
+                chunk = os.read(process.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    break
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from lines
+        finally:
+            process.kill()  # it only reads
+
+
+def answer_of(verb: str, status: int, stdout: bytes, stderr: bytes) -> dict[str, Any]:
+    """The JSON object of a finished verb. Raises LinkRefused for a refusal, for a crash, and for an answer that isn't one."""
+    lines = stdout.decode("utf-8", "replace").strip().splitlines()
+    try:
+        answer = json.loads(lines[-1]) if lines else None
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        tail = stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or lines[-1:] or ["it said nothing"]
+        raise LinkRefused(f"agent {verb}", f"exit status {status}: {tail[0][:300]}")
+    if status == 2:
+        raise LinkRefused(f"agent {verb}", str(answer.get("why", "refused")), str(answer.get("hint", "")))
+    return answer

@@ -1,0 +1,355 @@
+"""All nodes of a run, side by side: a thread for each, one T0 for all, one event stream out.
+
+    connect ─ install ─ check ─┐ barrier ┌─ start ─ ready ─┐ barrier ┌─ release(T0) ─ window ─ fetch ─ verify ─ remove
+    (the same on every node)   └─────────┘                 └─────────┘
+
+Nothing is started anywhere before every node has been checked. A node's trouble is an event and ends that node; the
+others don't wait for it beyond `ready_timeout`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retina_runner.agent.context import utc
+from retina_runner.bundle import AgentBundle
+from retina_runner.executors import Link, LinkLost, LinkRefused
+
+LEAD_MARGIN_S = 1.0
+RECONNECT_FIRST_S, RECONNECT_MOST_S = 1.0, 30.0
+RECONNECT_LIMIT_S = 600.0
+"""How long a node that was reached once is tried again after its agent should be done."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One plan on one node. `id` is unique in the run; `directory` is where its agent works on the node."""
+
+    id: str
+    node: str
+    capture: str
+    executor: str
+    directory: str
+    plan: bytes
+    duration_s: float
+    link: Link
+    work_directory: str
+
+
+@dataclass
+class _Barrier:
+    """Who has arrived, who has dropped out, and when the rest may go on."""
+
+    waiting_for: set[str]
+    lock: threading.Condition = field(default_factory=threading.Condition)
+    arrived: dict[str, float] = field(default_factory=dict)
+
+    def arrive(self, target: str, value: float = 0.0) -> None:
+        with self.lock:
+            self.arrived[target] = value
+            self.waiting_for.discard(target)
+            self.lock.notify_all()
+
+    def drop(self, target: str) -> None:
+        with self.lock:
+            self.waiting_for.discard(target)
+            self.lock.notify_all()
+
+    def complete(self, timeout_s: float) -> bool:
+        with self.lock:
+            return self.lock.wait_for(lambda: not self.waiting_for, timeout_s)
+
+
+class Fleet:
+    """Carries one run out. `events()` yields everything that happens, until the last node is done.
+
+    `store(target, path)` is called with each verified archive and returns the events of its uploads (without id, node
+    and capture, which are added here). `verify(path)` returns what is wrong with an archive, nothing for an intact one.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        agent: AgentBundle,
+        archives: Path,
+        *,
+        ready_timeout_s: float,
+        verify: Callable[[Path], Sequence[str]],
+        store: Callable[[Target, Path, str], Iterator[Mapping[str, Any]]],
+        keep: bool = False,
+    ):
+        self._targets = tuple(targets)
+        self._agent, self._archives = agent, archives
+        self._ready_timeout_s = ready_timeout_s
+        self._verify, self._store, self._keep = verify, store, keep
+        self._queue: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._checked = _Barrier({t.id for t in targets})
+        self._ready = _Barrier({t.id for t in targets})
+        self._go = threading.Event()
+        self._released = threading.Event()
+        self._interrupted = threading.Event()
+        self._t0 = 0.0
+        self._unclean: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    # -- the outside ---------------------------------------------------------------------------------------------------
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Run; iterate in the main thread, so that signals are handled between events."""
+        workers = [threading.Thread(target=self._guard, args=(t,), name=t.id, daemon=True) for t in self._targets]
+        for worker in workers:
+            worker.start()
+        pacemaker = threading.Thread(target=self._pace, name="pacemaker", daemon=True)
+        pacemaker.start()
+        while any(w.is_alive() for w in workers):
+            yield from self._pending(0.2)
+        yield from self._pending(0.0)
+
+    def interrupt(self) -> None:
+        """End the window now on every node, keep what is there. Safe in a signal handler."""
+        self._interrupted.set()
+
+    def remains(self) -> tuple[str, ...]:
+        """What may still be on nodes at this moment: one line each, `node: directory`."""
+        with self._lock:
+            return tuple(f"{t.id}: {self._unclean[t.id]}" for t in self._targets if t.id in self._unclean)
+
+    def _pending(self, timeout_s: float) -> Iterator[dict[str, Any]]:
+        try:
+            yield self._queue.get(timeout=timeout_s) if timeout_s else self._queue.get_nowait()
+            while True:
+                yield self._queue.get_nowait()
+        except queue.Empty:
+            return
+
+    def _say(self, event: str, target: Target | None = None, **fields: Any) -> None:
+        who = {"id": target.id, "node": target.node, "capture": target.capture} if target else {}
+        self._queue.put({"time": utc(), "event": event, **who, **fields})
+
+    # -- the barriers ----------------------------------------------------------------------------------------------------
+
+    def _pace(self) -> None:
+        """Lets the nodes go on together: first to start, then to T0."""
+        limit = time.monotonic() + self._ready_timeout_s
+        while not self._checked.complete(0.1) and time.monotonic() < limit:
+            if self._interrupted.is_set():
+                break
+        self._go.set()
+        limit = time.monotonic() + self._ready_timeout_s
+        while not self._ready.complete(0.05) and time.monotonic() < limit:
+            if self._interrupted.is_set():
+                break
+        if not self._interrupted.is_set() and self._ready.arrived:
+            lead_s = max(self._ready.arrived.values()) + LEAD_MARGIN_S
+            # A whole second, so that the archives' names say T0 exactly.
+            self._t0 = float(math.ceil(time.time() + lead_s))
+            self._say("t0", t0=utc(self._t0), lead_s=round(self._t0 - time.time(), 3))
+        self._released.set()
+
+    # -- one node --------------------------------------------------------------------------------------------------------
+
+    def _guard(self, target: Target) -> None:
+        try:
+            self._one(target)
+        except LinkRefused as refused:
+            self._failed(target, refused.what, refused.why, refused.hint)
+        except LinkLost as lost:
+            self._failed(target, "connection", str(lost), f"retina-run cleanup removes what is left in {target.directory}")
+        except OSError as error:
+            self._failed(target, error.filename or "this machine", error.strerror or str(error), "the archive is still on the node")
+        except Exception as error:
+            self._failed(target, "retina-run", f"{type(error).__name__}: {error}", "this is a bug")
+        finally:
+            self._checked.drop(target.id)
+            self._ready.drop(target.id)
+            target.link.close()
+
+    def _failed(self, target: Target, what: str, why: str, hint: str = "") -> None:
+        with self._lock:
+            remains = self._unclean.get(target.id, "")
+        self._say("node-failed", target, what=what, why=why, **({"hint": hint} if hint else {}),
+                  **({"remains": remains} if remains else {}))  # fmt: skip
+
+    def _one(self, target: Target) -> None:
+        link = target.link
+        link.connect()
+        link.install(self._agent)
+        self._note_unclean(target, target.work_directory)
+        if not self._check(target):
+            self._remove(target, quietly=True)
+            return
+        clock = link.clock()
+        self._checked.arrive(target.id)
+        self._go.wait()
+        if self._interrupted.is_set():
+            self._remove(target, quietly=True)
+            return
+        link.call("start", target.directory, stdin=target.plan)
+        self._note_unclean(target, target.directory)
+        follower = _Follower(self, target)
+        for event in follower.until("ready", "end"):
+            if event["event"] == "ready":
+                self._ready.arrive(target.id, 1.5 * event["rehearsal_s"] + 0.3 + 4 * clock.error_s)
+                break
+        if not follower.ended:
+            self._released.wait()
+        if not follower.ended and not self._interrupted.is_set():
+            release = {"t0": self._t0 + clock.offset_s, "reference_t0": self._t0, "offset_s": clock.offset_s, "offset_error_s": clock.error_s}
+            self._persistently(target, lambda: link.call("release", target.directory, stdin=json.dumps(release).encode()))
+        for _ in follower.until("end"):
+            pass
+        self._bring_back(target, follower)
+
+    def _check(self, target: Target) -> bool:
+        report = target.link.call("check", "--directory", target.work_directory, stdin=target.plan)
+        problems = [{"what": p["what"], "why": p["why"], "hint": p["hint"]} for p in report["problems"]]
+        self._say("node-check", target, ok=report["ok"], problems=problems,
+                  facts={"kernel": report["host"]["kernel"], "distribution": report["host"]["distribution"],
+                         "free_bytes": report["disk"]["free_bytes"]})  # fmt: skip
+        if not report["ok"]:
+            worst = next(p for p in report["problems"] if p["severity"] == "fatal")
+            self._failed(target, worst["what"], worst["why"], worst["hint"])
+        return bool(report["ok"])
+
+    def _bring_back(self, target: Target, follower: _Follower) -> None:
+        if follower.archive is not None:
+            path = self._fetch(target, follower.archive)
+            problems = tuple(self._verify(path))
+            self._say("verified", target, ok=not problems, problems=list(problems))
+            if problems:
+                # Not removed: the node's copy may be the better one.
+                self._failed(target, path.name, problems[0], f"the node keeps its copy in {target.directory}")
+                return
+            stored = list(self._store(target, path, follower.archive["sha256"]))
+            for event in stored:
+                self._say(str(event["event"]), target, **{k: v for k, v in event.items() if k != "event"})
+        elif not follower.ended:
+            self._failed(target, "agent", "it is gone without a word", f"its log is {target.directory}/agent.log on the node")
+            return
+        if not self._keep:
+            self._remove(target)
+
+    def _fetch(self, target: Target, archive: Mapping[str, Any]) -> Path:
+        """Bring the archive here, resuming where a broken connection left off; verified by the agent's digest."""
+        path = self._archives / str(archive["name"])
+        part = path.with_name(path.name + ".part")
+        size, digest = int(archive["size_bytes"]), hashlib.sha256()
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+
+            def copy() -> None:
+                for chunk in target.link.fetch(target.directory, str(archive["name"]), file.tell()):
+                    file.write(chunk)
+                    digest.update(chunk)
+
+            self._persistently(target, copy)
+            file.flush()
+            os.fsync(file.fileno())
+            got = file.tell()
+        if got != size or digest.hexdigest() != archive["sha256"]:
+            raise LinkRefused(path.name, f"{got} of {size} B came over, with another sha256 than the node's",
+                              f"the node keeps its copy in {target.directory}")  # fmt: skip
+        os.replace(part, path)
+        self._say("fetched", target, path=str(path), size_bytes=size, sha256=archive["sha256"])
+        return path
+
+    def _persistently(self, target: Target, action: Callable[[], Any]) -> None:
+        """Do it, over as many connections as it takes."""
+        delay_s, give_up_at = RECONNECT_FIRST_S, time.monotonic() + target.duration_s + RECONNECT_LIMIT_S
+        lost = False
+        while True:
+            try:
+                if lost:
+                    target.link.connect()
+                    self._say("reattached", target)
+                    lost = False
+                action()
+                return
+            except LinkLost as error:
+                if not lost:
+                    self._say("lost", target, why=str(error))
+                lost = True
+                if time.monotonic() > give_up_at:
+                    raise
+                time.sleep(delay_s)
+                delay_s = min(2 * delay_s, RECONNECT_MOST_S)
+
+    def _remove(self, target: Target, quietly: bool = False) -> None:
+        answer: dict[str, Any] = {}
+        self._persistently(target, lambda: answer.update(target.link.call("remove", target.directory, limit_s=90.0)))
+        if not answer.get("removed"):
+            self._failed(target, target.directory, str(answer.get("why", "it couldn't be removed")), "retina-run cleanup tries again")
+            return
+        with self._lock:
+            self._unclean.pop(target.id, None)
+        if not quietly:
+            self._say("removed", target)
+
+    def _note_unclean(self, target: Target, what: str) -> None:
+        with self._lock:
+            self._unclean[target.id] = what
+
+
+class _Follower:
+    """Reads one agent's events over as many connections as it takes, forwards them, and remembers what matters later."""
+
+    def __init__(self, fleet: Fleet, target: Target):
+        self._fleet, self._target = fleet, target
+        self._next = 0
+        self._stopped = False
+        self._window = False
+        self.ended = False
+        self.archive: dict[str, Any] | None = None
+
+    def until(self, *names: str) -> Iterator[dict[str, Any]]:
+        """Events as they come, up to and with the first of one of these names, or until the agent is gone."""
+        while not self.ended:
+            if self._fleet._interrupted.is_set() and not self._stopped:
+                self._stop()
+            found: list[dict[str, Any]] = []
+            before = self._next
+
+            def follow(found: list[dict[str, Any]] = found) -> None:
+                for event in self._target.link.events(self._target.directory, self._next, self._give_up()):
+                    self._take(event)
+                    if event["event"] in names:
+                        found.append(event)
+                        return
+
+            self._fleet._persistently(self._target, follow)
+            if found:
+                yield found[0]
+                return
+            if self._next == before and not (self._fleet._interrupted.is_set() and not self._stopped):
+                return  # the agent is gone
+
+    def _give_up(self) -> threading.Event:
+        # Once the agent has been told to stop, its remaining events are worth waiting for.
+        return threading.Event() if self._stopped else self._fleet._interrupted
+
+    def _stop(self) -> None:
+        """The window ends now; before it there is nothing to keep, and the agent abandons by itself."""
+        self._stopped = True
+        self._fleet._persistently(self._target, lambda: self._target.link.call("stop", self._target.directory))
+
+    def _take(self, event: dict[str, Any]) -> None:
+        self._next += 1
+        if event["event"] == "archive":
+            self.archive = event
+        elif event["event"] == "end":
+            self.ended = True
+        fields = {k: v for k, v in event.items() if k not in ("seq", "event", "time")}
+        target = self._target
+        self._fleet._queue.put(
+            {"time": event["time"], "event": event["event"], "id": target.id, "node": target.node, "capture": target.capture, **fields}
+        )

@@ -1,0 +1,112 @@
+"""The run directory: `run.json`, `events.jsonl`, `plans/`, `archives/`, `junit.xml`; private, and enough to know it all later."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retina_runner.errors import UsageError
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run. Making the object touches nothing; `create` does."""
+
+    path: Path
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def plans(self) -> Path:
+        return self.path / "plans"
+
+    @property
+    def archives(self) -> Path:
+        return self.path / "archives"
+
+    @property
+    def junit(self) -> Path:
+        return self.path / "junit.xml"
+
+    @staticmethod
+    def create(parent: Path, run: str) -> RunDirectory:
+        """Make `parent/run` (0700), or `parent/run-2` … where another run began in the same second. Raises UsageError."""
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            number, path = 1, parent / run
+            while True:
+                try:
+                    path.mkdir(mode=0o700)
+                    break
+                except FileExistsError:
+                    number += 1
+                    path = parent / f"{run}-{number}"
+            directory = RunDirectory(path)
+            directory.plans.mkdir(mode=0o700)
+            directory.archives.mkdir(mode=0o700)
+        except OSError as error:
+            raise UsageError(f"{error.filename or parent}: {error.strerror}; choose another place with --output DIR") from error
+        return directory
+
+    @staticmethod
+    def open(path: Path) -> RunDirectory:
+        """A run directory that is there. Raises UsageError for anything else."""
+        directory = RunDirectory(path)
+        if not directory.events.is_file():
+            raise UsageError(f"{path}: not a run directory (it has no events.jsonl); `retina-run list` shows the runs below a folder")
+        return directory
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def write(self, path: Path, text: str) -> None:
+        """Replace one file in one step."""
+        part = path.with_name(path.name + ".part")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+    def read_events(self) -> Iterator[dict[str, Any]]:
+        """The run's events in order; a line that a crash cut short is passed over."""
+        with open(self.events, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(event, dict) and "event" in event:
+                    yield event
+
+
+class EventLog:
+    """Appends events to a run's `events.jsonl`, numbered by `seq`; each line is flushed, so that a dead runner's are there."""
+
+    def __init__(self, directory: RunDirectory):
+        descriptor = os.open(directory.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._file = os.fdopen(descriptor, "a", encoding="utf-8")
+        self._next = 0
+
+    def append(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Number the event and write it; the event as written."""
+        numbered = {"seq": self._next, **event}
+        self._next += 1
+        self._file.write(json.dumps(numbered, separators=(",", ":")) + "\n")
+        self._file.flush()
+        return numbered
+
+    def close(self) -> None:
+        self._file.close()
