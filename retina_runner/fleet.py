@@ -132,8 +132,8 @@ class Fleet:
         except queue.Empty:
             return
 
-    def _say(self, event: str, target: Target | None = None, **fields: Any) -> None:
-        who = {"id": target.id, "node": target.node, "capture": target.capture} if target else {}
+    def _say(self, event: str, at: Target | None = None, /, **fields: Any) -> None:
+        who = {"id": at.id, "node": at.node, "capture": at.capture} if at else {}
         self._queue.put({"time": utc(), "event": event, **who, **fields})
 
     # -- the barriers ----------------------------------------------------------------------------------------------------

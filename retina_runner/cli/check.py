@@ -1,0 +1,26 @@
+"""`retina-run check`: every problem of every runbook at once; no node is touched."""
+
+from __future__ import annotations
+
+import argparse
+
+from retina_runner import planning
+from retina_runner.agent import process
+from retina_runner.errors import DocumentError, Exit, Problem
+from retina_runner.runbook import load_runbook
+
+
+def main(chosen: argparse.Namespace) -> int:
+    problems: list[Problem] = []
+    for path in chosen.runbooks:
+        try:
+            runbook = load_runbook(path, chosen.extra_vars)
+            found = planning.compile_filters(runbook, process.run)
+        except DocumentError as error:
+            found = error.problems
+        problems += found
+        if not found:
+            print(f"{path}: ok")
+    if problems:
+        raise DocumentError(problems)
+    return Exit.OK

@@ -1,0 +1,37 @@
+"""`retina-run plan`: what would run where, what it may cost, which rights it takes; nothing is touched."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+
+from retina_runner import planning
+from retina_runner.agent import facts, process
+from retina_runner.cli.resolve import resolve
+from retina_runner.errors import Exit
+from retina_runner.units import format_size
+
+
+def main(chosen: argparse.Namespace) -> int:
+    resolved = resolve(chosen)
+    if chosen.json:
+        print(json.dumps([dict(p.document) for p in resolved.plans], indent=1))
+        return Exit.OK
+    print("\n".join(planning.describe(resolved.plans, resolved.runbook)))
+    here = facts.rights()
+    for plan in resolved.plans:
+        told = planning.detail(plan)
+        print(f"\n{told['id']} ({told['executor']})")
+        for command in told["commands"]:
+            print(f"  {shlex.join(command)}")
+        print(f"  at most {format_size(told['worst_case_bytes'])} on the node's disk, in {resolved.work_directory}")
+        if told["needs"]:
+            lacking = sorted(set(told["needs"]) - set(here["capabilities"])) if plan.executor == "local" else []
+            have = f"; missing here: {', '.join(lacking)} (run as root)" if lacking else "; present" if plan.executor == "local" else ""
+            print(f"  rights: {', '.join(told['needs'])}{have}")
+        if plan.executor == "local":
+            missing = [c[0] for c in told["commands"] if process.find(c[0]) is None]
+            if missing:
+                print(f"  missing here: {', '.join(sorted(set(missing)))}; retina-run doctor says how to get it")
+    return Exit.OK

@@ -1,0 +1,203 @@
+"""`retina-run RUNBOOK`: resolve, say the plan, carry it out, show it, and end with an exit status that can be trusted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from retina_runner import __version__, planning
+from retina_runner.cli.resolve import Resolved, directory_of, link_of, resolve
+from retina_runner.errors import Exit, UploadError
+from retina_runner.fleet import Fleet, Target
+from retina_runner.report import Fold, exit_code, to_json
+from retina_runner.rundir import EventLog, RunDirectory
+from retina_runner.uploads import NotStored, Parcel
+from retina_runner.uploads import Target as UploadTarget
+from retina_runner.uploads.directory import DirectoryTarget
+from retina_runner.verification import verify_archive
+from retina_runner.views import View
+
+
+def main(chosen: argparse.Namespace) -> int:
+    resolved = resolve(chosen)
+    if chosen.list_hosts:
+        for node in dict.fromkeys(p.node for p in resolved.plans):
+            print(node)
+        return Exit.OK
+    uploads = upload_targets(resolved)
+    for target in uploads:
+        try:
+            target.preflight()
+        except NotStored as why:
+            raise UploadError(f"upload to {target.describe()} can't work: {why}; nothing was touched") from why
+    if not (chosen.json or chosen.quiet):
+        print("\n".join(planning.describe(resolved.plans, resolved.runbook)), flush=True)
+    if chosen.check:
+        return _check(resolved)
+    return _run(resolved, chosen, uploads)
+
+
+def upload_targets(resolved: Resolved) -> tuple[UploadTarget, ...]:
+    """The runbook's targets. Raises DocumentError for kinds that this version can't serve."""
+    from retina_runner.errors import DocumentError
+
+    targets: list[UploadTarget] = []
+    problems = []
+    for upload in resolved.runbook.uploads:
+        if upload.kind == "directory":
+            targets.append(DirectoryTarget(str(upload.options["path"])))
+        else:
+            problems.append(resolved.runbook.problem(upload.path, f"{upload.kind} can't be reached by this version", "use directory"))
+    if problems:
+        raise DocumentError(problems)
+    return tuple(targets)
+
+
+def _check(resolved: Resolved) -> int:
+    """Ask every node whether it could; install the agent for that, and take it away again."""
+    status = Exit.OK
+    for number, plan in enumerate(resolved.plans):
+        link = link_of(resolved, plan)
+        link.connect()
+        link.install(resolved.agent)
+        try:
+            answer = link.call("check", "--directory", resolved.work_directory, stdin=plan.text)
+        finally:
+            link.call("remove", directory_of(resolved, number))
+            link.close()
+        print(f"{plan.id}: {'ok' if answer['ok'] else 'not possible'}")
+        for problem in answer["problems"]:
+            kind = "gap" if problem["severity"] == "gap" else "problem"
+            print(f"  {kind}: {problem['what']}: {problem['why']}" + (f" ({problem['hint']})" if problem["hint"] else ""))
+        if not answer["ok"]:
+            status = Exit.UNTOUCHED
+    return status
+
+
+def _run(resolved: Resolved, chosen: argparse.Namespace, uploads: Sequence[UploadTarget]) -> int:
+    directory = RunDirectory.create(Path(chosen.output), resolved.run)
+    targets = []
+    for number, plan in enumerate(resolved.plans):
+        directory.write(directory.plans / f"{plan.id.replace('/', '_')}.json", plan.text.decode())
+        targets.append(
+            Target(
+                id=plan.id, node=plan.node, capture=plan.capture, executor=plan.executor, directory=directory_of(resolved, number),
+                plan=plan.text, duration_s=resolved.runbook.duration_s, link=link_of(resolved, plan),
+                work_directory=resolved.work_directory,
+            )  # fmt: skip
+        )
+
+    def store(target: Target, path: Path, sha256: str) -> Iterator[Mapping[str, Any]]:
+        for place in uploads:
+            told = {"event": "upload", "target": place.describe()}
+            try:
+                yield {**told, "state": "stored", "location": place.store(Parcel(directory.name, target.node, path, sha256))}
+            except NotStored as why:
+                yield {**told, "state": "failed", "why": str(why)}
+
+    fleet = Fleet(
+        targets, resolved.agent, directory.archives, ready_timeout_s=resolved.runbook.limits.ready_timeout_s,
+        verify=lambda path: verify_archive(path).problems, store=store, keep=chosen.keep,
+    )  # fmt: skip
+    recorder = Recorder(directory, _view(chosen))
+    interrupts = _Interrupts(fleet, recorder)
+    recorder.add(
+        {
+            "event": "run-start", "run": directory.name, "runbook": resolved.runbook.name, "runbook_sha256": resolved.runbook.sha256,
+            "version": __version__, "directory": str(directory.path), "duration_s": resolved.runbook.duration_s,
+            "fail_on_loss": resolved.runbook.fail_on_loss, "pid": os.getpid(),
+            "nodes": [{"id": t.id, "node": t.node, "capture": t.capture, "executor": t.executor, "directory": t.directory} for t in targets],
+        }
+    )  # fmt: skip
+    with interrupts:
+        for event in fleet.events():
+            recorder.add(event)
+    remains = fleet.remains()
+    if interrupts.received and remains:
+        recorder.add({"event": "interrupted", "signal": interrupts.received, "remains": list(remains)})
+    return recorder.end()
+
+
+def _view(chosen: argparse.Namespace) -> View:
+    if chosen.json:
+        from retina_runner.views.jsonlines import JsonLines
+
+        return JsonLines()
+    if not chosen.quiet and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        from retina_runner.views.console import Console
+
+        return Console()
+    from retina_runner.views.lines import Lines
+
+    return Lines(quiet=chosen.quiet, verbose=bool(chosen.verbose))
+
+
+class Recorder:
+    """Where every event goes: the run's journal, the report, the view; and the run's files at its end."""
+
+    def __init__(self, directory: RunDirectory, view: View):
+        self._directory, self._view = directory, view
+        self._log = EventLog(directory)
+        self._fold = Fold()
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        from retina_runner.agent.context import utc
+
+        numbered = self._log.append({"time": utc(), **event})
+        self._fold.add(numbered)
+        if numbered["event"] in ("run-start", "t0"):
+            self.save()
+        self._view.event(numbered, self._fold.report())
+
+    def save(self) -> None:
+        """Make `run.json` anew from the events so far."""
+        self._directory.write(self._directory.summary, json.dumps(to_json(self._fold.report()), indent=1) + "\n")
+
+    def end(self) -> Exit:
+        """Conclude: the last event, `run.json`, `junit.xml`, the view's last word; the exit status."""
+        from retina_runner.views.junit import junit
+
+        status = exit_code(self._fold.report())
+        self.add({"event": "run-end", "exit_code": int(status)})
+        report = self._fold.report()
+        self.save()
+        self._directory.write(self._directory.junit, junit(report))
+        self._log.close()
+        self._view.close(report)
+        return status
+
+
+class _Interrupts:
+    """Ctrl-C once: end the windows, keep what is there. Twice: leave at once, and say what remains."""
+
+    def __init__(self, fleet: Fleet, recorder: Recorder):
+        self._fleet, self._recorder = fleet, recorder
+        self._before: dict[int, Any] = {}
+        self.received = ""
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._on_signal)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if not self.received:
+            self.received = name
+            self._fleet.interrupt()
+            self._recorder.add({"event": "interrupted", "signal": name, "remains": []})
+            return
+        remains = self._fleet.remains()
+        self._recorder.add({"event": "interrupted", "signal": name, "remains": list(remains)})
+        self._recorder.end()
+        os._exit(Exit.TERMINATED if number == signal.SIGTERM else Exit.INTERRUPTED)

@@ -1,0 +1,281 @@
+"""What became of a run, folded from its events. Console, table, JUnit, `run.json` and exit status are all made of this.
+
+Pure: the same events give the same report, live or years later. Unknown events and fields are passed over, so that an
+older retina-run can read a newer run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from retina_runner.errors import Exit
+
+RUN_FORMAT = 1
+ENDED = ("collected", "partial", "failed", "abandoned")
+"""States of a node that nothing follows. `partial`: an archive came back, but a collector failed or couldn't be verified."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What went wrong, why, and the next step."""
+
+    what: str
+    why: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class CollectorReport:
+    """One collector on one node: ready, done, skipped, failed or partial."""
+
+    name: str
+    status: str
+    why: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class UploadReport:
+    """One target of one archive: stored, failed or skipped."""
+
+    target: str
+    state: str
+    location: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """One plan on one node. Bytes, packets and drops are the newest that are known."""
+
+    id: str
+    node: str
+    capture: str
+    executor: str
+    directory: str = ""
+    state: str = "pending"
+    elapsed_s: float = 0.0
+    total_s: float = 0.0
+    bytes: int = 0
+    packets: int = 0
+    dropped: int = 0
+    free_bytes: int | None = None
+    late_s: float = 0.0
+    verdict: str = ""
+    reasons: tuple[str, ...] = ()
+    archive: str = ""
+    size_bytes: int = 0
+    sha256: str = ""
+    verified: bool | None = None
+    started: bool = False
+    removed: bool = False
+    collectors: tuple[CollectorReport, ...] = ()
+    skipped: tuple[Trouble, ...] = ()
+    uploads: tuple[UploadReport, ...] = ()
+    warnings: tuple[str, ...] = ()
+    trouble: Trouble | None = None
+    remains: str = ""
+
+    @property
+    def over(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def failed_collectors(self) -> tuple[CollectorReport, ...]:
+        return tuple(c for c in self.collectors if c.status == "failed")
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A whole run; nodes in the order in which the run named them."""
+
+    run: str = ""
+    runbook: str = ""
+    runbook_sha256: str = ""
+    version: str = ""
+    directory: str = ""
+    pid: int = 0
+    started: str = ""
+    t0: str = ""
+    ended: str = ""
+    duration_s: float = 0.0
+    fail_on_loss: bool = False
+    nodes: tuple[NodeReport, ...] = ()
+    interrupted: str = ""
+    remains: tuple[str, ...] = ()
+    exit_code: int | None = None
+
+    @property
+    def state(self) -> str:
+        """`running` until the run's own end event; a runner that was killed leaves it so."""
+        return "ended" if self.exit_code is not None else "running"
+
+
+@dataclass
+class Fold:
+    """Takes events one by one."""
+
+    _run: RunReport = field(default_factory=RunReport)
+    _nodes: dict[str, NodeReport] = field(default_factory=dict)
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        kind = str(event.get("event", ""))
+        identifier = event.get("id")
+        if identifier is None:
+            self._run = _on_run(self._run, self._nodes, kind, event)
+            return
+        node = self._nodes.get(identifier) or NodeReport(identifier, str(event.get("node", identifier)), str(event.get("capture", "")), "")
+        self._nodes[identifier] = _on_node(node, kind, event)
+
+    def node(self, identifier: str) -> NodeReport | None:
+        return self._nodes.get(identifier)
+
+    def report(self) -> RunReport:
+        return replace(self._run, nodes=tuple(self._nodes.values()))
+
+
+def fold(events: Iterable[Mapping[str, Any]]) -> RunReport:
+    """The report of these events."""
+    folding = Fold()
+    for event in events:
+        folding.add(event)
+    return folding.report()
+
+
+def _on_run(run: RunReport, nodes: dict[str, NodeReport], kind: str, event: Mapping[str, Any]) -> RunReport:
+    match kind:
+        case "run-start":
+            for n in event.get("nodes", ()):
+                nodes[n["id"]] = NodeReport(n["id"], n["node"], n["capture"], n["executor"], n.get("directory", ""))
+            return replace(
+                run, run=event["run"], runbook=event["runbook"], runbook_sha256=event.get("runbook_sha256", ""),
+                version=event.get("version", ""), directory=event.get("directory", ""), pid=event.get("pid", 0),
+                started=event.get("time", ""), duration_s=event.get("duration_s", 0.0), fail_on_loss=event.get("fail_on_loss", False),
+            )  # fmt: skip
+        case "t0":
+            return replace(run, t0=event["t0"])
+        case "interrupted":
+            return replace(run, interrupted=event["signal"], remains=tuple(event.get("remains", ())))
+        case "run-end":
+            return replace(run, ended=event.get("time", ""), exit_code=event["exit_code"])
+    return run
+
+
+def _on_node(node: NodeReport, kind: str, event: Mapping[str, Any]) -> NodeReport:
+    match kind:
+        case "node-check":
+            return replace(node, state="checked" if event["ok"] else node.state)
+        case "started":
+            return replace(node, started=True)
+        case "phase":
+            return replace(node, state=event["phase"])
+        case "ready":
+            return replace(node, state="ready", free_bytes=event.get("free_bytes"))
+        case "collector":
+            return _on_collector(node, event)
+        case "skipped":
+            gap = Trouble(f"{event['collector']}: {event['what']}", event["why"], event.get("hint", ""))
+            return node if gap in node.skipped else replace(node, skipped=(*node.skipped, gap))
+        case "window":
+            return replace(node, late_s=event.get("late_s", 0.0))
+        case "progress":
+            return replace(
+                node, elapsed_s=event["elapsed_s"], total_s=event["total_s"], bytes=event["bytes"], packets=event["packets"],
+                dropped=event["dropped"], free_bytes=event.get("free_bytes", node.free_bytes),
+            )  # fmt: skip
+        case "limit":
+            return replace(node, warnings=(*node.warnings, f"{event['limit']}: {event['why']}"))
+        case "warning":
+            return replace(node, warnings=(*node.warnings, event["why"]))
+        case "clock":
+            return replace(node, warnings=(*node.warnings, f"{event['why']}: by {event['step_s']:+.3f} s"))
+        case "lost":
+            return replace(node, warnings=(*node.warnings, f"connection lost: {event['why']}"))
+        case "archive":
+            return replace(
+                node, verdict=event["verdict"], reasons=tuple(event["reasons"]), size_bytes=event["size_bytes"],
+                sha256=event["sha256"], packets=event.get("packets", node.packets), dropped=event.get("dropped", node.dropped),
+            )  # fmt: skip
+        case "end":
+            return _on_end(node, event)
+        case "fetched":
+            return replace(node, archive=event["path"])
+        case "verified":
+            return _settled(replace(node, verified=event["ok"]))
+        case "upload":
+            upload = UploadReport(event["target"], event["state"], event.get("location", ""), event.get("why", ""))
+            return replace(node, uploads=(*node.uploads, upload))
+        case "removed":
+            return replace(node, removed=True)
+        case "node-failed":
+            trouble = Trouble(event["what"], event["why"], event.get("hint", ""))
+            state = "partial" if node.archive else "failed"
+            return replace(node, state=state, trouble=node.trouble or trouble, remains=event.get("remains", ""))
+    return node
+
+
+def _on_collector(node: NodeReport, event: Mapping[str, Any]) -> NodeReport:
+    status = CollectorReport(event["collector"], event["status"], event.get("why", ""), event.get("hint", ""))
+    others = [c for c in node.collectors if c.name != status.name]
+    before = next((c for c in node.collectors if c.name == status.name), None)
+    if before is not None and before.status == "failed" and status.status == "done":
+        return node
+    position = node.collectors.index(before) if before else len(others)
+    return replace(node, collectors=(*others[:position], status, *others[position:]))
+
+
+def _on_end(node: NodeReport, event: Mapping[str, Any]) -> NodeReport:
+    if event["state"] == "collected":
+        return replace(node, state="fetching")
+    trouble = Trouble(event["state"], event.get("why", ""), event.get("hint", ""))
+    return replace(node, state="failed" if event["state"] == "failed" else "abandoned", trouble=node.trouble or trouble)
+
+
+def _settled(node: NodeReport) -> NodeReport:
+    return replace(node, state="collected" if node.verified and not node.failed_collectors else "partial")
+
+
+def exit_code(report: RunReport) -> Exit:
+    """The exit status that a run's events amount to. The first that holds, in this order:
+
+    interrupted; nothing was started anywhere; no node has an archive; some node or collector failed; some archive isn't
+    stored where the runbook says; some archive isn't complete though the runbook says `fail_on_loss`.
+    """
+    if report.interrupted:
+        return Exit.TERMINATED if report.interrupted == "SIGTERM" else Exit.INTERRUPTED
+    if not any(n.started for n in report.nodes):
+        return Exit.UNTOUCHED
+    if not any(n.archive for n in report.nodes):
+        return Exit.NONE_SUCCEEDED
+    if any(n.state != "collected" for n in report.nodes):
+        return Exit.SOME_FAILED
+    if any(u.state == "failed" for n in report.nodes for u in n.uploads):
+        return Exit.NOT_UPLOADED
+    if report.fail_on_loss and any(n.verdict != "complete" for n in report.nodes):
+        return Exit.LOSSY
+    return Exit.OK
+
+
+def to_json(report: RunReport) -> dict[str, Any]:
+    """The content of `run.json` (schemas/run.json)."""
+    return {"format": RUN_FORMAT, "state": report.state, **asdict(report)}
+
+
+def from_json(document: Mapping[str, Any]) -> RunReport:
+    """The inverse of `to_json`."""
+    fields = {k: v for k, v in document.items() if k not in ("format", "state", "nodes")}
+    fields["remains"] = tuple(fields.get("remains", ()))
+    return RunReport(**fields, nodes=tuple(_node_from(n) for n in document["nodes"]))
+
+
+def _node_from(given: Mapping[str, Any]) -> NodeReport:
+    fields = dict(given)
+    for name in ("reasons", "warnings"):
+        fields[name] = tuple(fields[name])
+    fields["collectors"] = tuple(CollectorReport(**c) for c in fields["collectors"])
+    fields["skipped"] = tuple(Trouble(**t) for t in fields["skipped"])
+    fields["uploads"] = tuple(UploadReport(**u) for u in fields["uploads"])
+    fields["trouble"] = Trouble(**fields["trouble"]) if fields["trouble"] else None
+    return NodeReport(**fields)

@@ -1,0 +1,236 @@
+"""The runbook as a value: read, checked in full, its variables put in, its options normalised. Touches no node."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retina_runner import schema, variables
+from retina_runner.documents import Document, Path_, nearest, parse_document
+from retina_runner.documents import load_document as _load
+from retina_runner.errors import DocumentError, Problem
+
+
+@dataclass(frozen=True)
+class LocalNodes:
+    """This machine."""
+
+
+@dataclass(frozen=True)
+class InventoryNodes:
+    """Hosts of inventories; paths are absolute or relative to the current directory."""
+
+    inventories: tuple[str, ...]
+    hosts: str
+
+
+@dataclass(frozen=True)
+class KubernetesNodes:
+    """Nodes of a cluster, as the runbook says."""
+
+    selection: Mapping[str, Any]
+
+
+Nodes = LocalNodes | InventoryNodes | KubernetesNodes
+
+
+@dataclass(frozen=True)
+class CollectorEntry:
+    """One entry of `collect`. `id` is unique in its capture; `options` are normalised; `path` is its place."""
+
+    id: str
+    name: str
+    options: Mapping[str, Any]
+    path: Path_
+
+
+@dataclass(frozen=True)
+class Capture:
+    """`name` is empty for the only capture of a runbook that doesn't name it."""
+
+    name: str
+    nodes: Nodes
+    collect: tuple[CollectorEntry, ...]
+    path: Path_
+
+
+@dataclass(frozen=True)
+class Limits:
+    """See `limits` of schemas/runbook.json; seconds and bytes."""
+
+    node_bytes: int
+    disk_free_percent: int
+    disk_free_bytes: int
+    nice: int
+    memory_bytes: int
+    ready_timeout_s: float
+    expiry_s: float
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One target: `kind` is directory, host_path, azure_blob or s3; `options` as the runbook says, paths resolved."""
+
+    kind: str
+    options: Mapping[str, Any]
+    path: Path_
+
+
+@dataclass(frozen=True)
+class Runbook:
+    """Everything that a runbook says. `sha256` is of the file as it was read, once."""
+
+    name: str
+    summary: str
+    duration_s: float
+    captures: tuple[Capture, ...]
+    limits: Limits
+    fail_on_loss: bool
+    compression: str
+    uploads: tuple[Upload, ...]
+    variables: Mapping[str, Any]
+    sha256: str
+    document: Document
+
+    def problem(self, path: Iterable[str | int], message: str, hint: str = "") -> Problem:
+        """A problem at that place of the runbook's file."""
+        return self.document.problem(path, message, hint)
+
+
+def load_runbook(path: str | Path, extra_vars: Sequence[str] = ()) -> Runbook:
+    """Read and check a runbook. Raises DocumentError with everything that is wrong in it, UsageError for bad `-e`."""
+    extra = variables.parse_extra(extra_vars)
+    return _build(_load(path), Path(path).parent, extra)
+
+
+def parse_runbook(content: bytes, name: str, extra_vars: Sequence[str] = ()) -> Runbook:
+    """As `load_runbook`, for text that is here already; relative paths are relative to the current directory."""
+    return _build(parse_document(content, name), Path(), variables.parse_extra(extra_vars))
+
+
+def _build(document: Document, folder: Path, extra: Mapping[str, tuple[Any, str]]) -> Runbook:
+    value, known, problems = variables.resolve(document, extra)
+    # A value whose variable isn't set is empty now: to complain of that too would be the same cause twice.
+    spoiled = {(p.line, p.column) for p in problems if p.line}
+    problems += [p for p in schema.validate(document, value, "runbook") if (p.line, p.column) not in spoiled]
+    captures: list[Capture] = []
+    for index, given in enumerate(_list(value, "captures")):
+        if isinstance(given, dict):
+            captures.append(_capture(document, given, ("captures", index), folder, problems))
+    problems += _name_problems(document, captures)
+    problems += _secret_problems(document, value, ())
+    if problems:
+        raise DocumentError([p for i, p in enumerate(problems) if p not in problems[:i]])
+    whole = schema.normalise(value, schema.load("runbook"))
+    limits = whole["limits"]
+    return Runbook(
+        name=whole["name"],
+        summary=whole.get("summary", ""),
+        duration_s=whole["duration"],
+        captures=tuple(captures),
+        limits=Limits(
+            node_bytes=limits["node_bytes"],
+            disk_free_percent=limits["disk_free_percent"],
+            disk_free_bytes=limits["disk_free_bytes"],
+            nice=limits["nice"],
+            memory_bytes=limits["memory"],
+            ready_timeout_s=limits["ready_timeout"],
+            expiry_s=limits["expiry"],
+        ),
+        fail_on_loss=whole["fail_on_loss"],
+        compression=whole["compression"],
+        uploads=tuple(_upload(u, ("upload", i), folder) for i, u in enumerate(whole["upload"])),
+        variables=known,
+        sha256=hashlib.sha256(document.text.encode()).hexdigest(),
+        document=document,
+    )
+
+
+def _list(value: Any, key: str) -> list[Any]:
+    found = value.get(key) if isinstance(value, dict) else None
+    return found if isinstance(found, list) else []
+
+
+def _capture(document: Document, given: Mapping[str, Any], path: Path_, folder: Path, problems: list[Problem]) -> Capture:
+    entries: list[CollectorEntry] = []
+    collect = given.get("collect", schema.load("runbook")["$defs"]["capture"]["properties"]["collect"]["default"])
+    for index, item in enumerate(collect if isinstance(collect, list) else []):
+        entry = _entry(document, item, (*path, "collect", index), problems, [e.name for e in entries])
+        if entry is not None:
+            entries.append(entry)
+    nodes = given.get("nodes", "local")
+    return Capture(str(given.get("name") or ""), _nodes(nodes, folder), tuple(entries), path)
+
+
+def _entry(document: Document, item: Any, path: Path_, problems: list[Problem], before: list[str]) -> CollectorEntry | None:
+    """One item of `collect`; None, with a problem noted, when it isn't one."""
+    if isinstance(item, dict) and len(item) != 1:
+        problems.append(document.problem(path, f"expected one collector's name, found {len(item)} keys", "each collector is an item of its own: - name"))
+        return None
+    if not isinstance(item, (str, dict)):
+        return None  # the schema says so
+    name = item if isinstance(item, str) else next(iter(item))
+    options = {} if isinstance(item, str) else item[name]
+    if name not in schema.collectors():
+        where = path if isinstance(item, str) else (*path, name)
+        problems.append(document.problem(where, f"there is no collector {name}", nearest(name, schema.collectors()), key=True))
+        return None
+    inside = path if isinstance(item, str) else (*path, name)
+    options = {} if options is None else options
+    found = schema.validate(document, options, f"collectors/{name}", inside)
+    problems += found
+    if found:
+        return None
+    number = before.count(name) + 1
+    identifier = name if number == 1 else f"{name}-{number}"
+    return CollectorEntry(identifier, name, schema.normalise(options, schema.load(f"collectors/{name}")), inside)
+
+
+def _nodes(nodes: Any, folder: Path) -> Nodes:
+    if isinstance(nodes, dict) and "inventory" in nodes:
+        given = nodes["inventory"] if isinstance(nodes["inventory"], list) else [nodes["inventory"]]
+        return InventoryNodes(tuple(_relative(str(i), folder) for i in given), str(nodes.get("hosts", "all")))
+    if isinstance(nodes, dict) and isinstance(nodes.get("kubernetes"), dict):
+        return KubernetesNodes(nodes["kubernetes"])
+    return LocalNodes()
+
+
+def _relative(path: str, folder: Path) -> str:
+    """Paths in a runbook are relative to it. `host1,host2` and `@connector` are no paths."""
+    return path if "," in path or path.startswith("@") else str(folder / path)
+
+
+def _upload(given: Mapping[str, Any], path: Path_, folder: Path) -> Upload:
+    (kind, options), = given.items()
+    if kind == "directory":
+        return Upload(kind, {"path": str(folder / options)}, (*path, kind))
+    return Upload(kind, options if isinstance(options, dict) else {"path": options}, (*path, kind))
+
+
+def _name_problems(document: Document, captures: list[Capture]) -> list[Problem]:
+    problems = []
+    seen: set[str] = set()
+    for capture in captures:
+        if len(captures) > 1 and not capture.name:
+            problems.append(document.problem(capture.path, "a capture needs a name when there are several", "for example name: clients"))
+        elif capture.name in seen:
+            problems.append(document.problem((*capture.path, "name"), f"another capture has the name {capture.name} already"))
+        if capture.name:
+            seen.add(capture.name)
+    return problems
+
+
+def _secret_problems(document: Document, value: Any, path: Path_) -> list[Problem]:
+    """A URL with a signature or a password in it: named by its key, never shown."""
+    from retina_runner.documents import looks_secret
+
+    if isinstance(value, dict):
+        return [p for k, v in value.items() for p in _secret_problems(document, v, (*path, k))]
+    if isinstance(value, list):
+        return [p for i, v in enumerate(value) for p in _secret_problems(document, v, (*path, i))]
+    if isinstance(value, str) and looks_secret(value):
+        return [document.problem(path, "holds a secret", "keep it out of runbooks: credential: env:NAME or file:PATH")]
+    return []

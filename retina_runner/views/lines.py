@@ -1,0 +1,62 @@
+"""Where there is no terminal (cron, a pipe): a calm line a transition of the whole run, then the table. No colour, ASCII.
+
+A transition is told when every node has reached it, or with the count of those that have once the next one begins; so
+the number of lines doesn't grow with the number of nodes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from retina_runner.report import RunReport
+from retina_runner.views.table import plain, table
+
+ORDER = ("checked", "ready", "capturing", "collecting", "archiving", "collected")
+RANK = {name: rank for rank, name in enumerate(ORDER)}
+BETWEEN = {"pending": -1, "preparing": 0, "waiting": 1, "fetching": 4, "partial": 5, "failed": 5, "abandoned": 5}
+
+
+class Lines:
+    """Transitions and problems to `out`; with `quiet` only the table, and that only to say what came of it."""
+
+    def __init__(self, out: TextIO | None = None, quiet: bool = False, verbose: bool = False):
+        self._out = out or sys.stdout
+        self._quiet, self._verbose = quiet, verbose
+        self._told = -1
+
+    def event(self, event: Mapping[str, Any], report: RunReport) -> None:
+        if self._quiet:
+            return
+        kind = event.get("event")
+        if kind == "t0":
+            self._say(event, f"T0 is {event['t0'][:19]}Z, in {event['lead_s']:.0f} s")
+        elif kind in ("node-failed", "limit", "warning", "clock", "lost", "reattached", "interrupted") or (
+            kind == "collector" and event.get("status") in ("failed", "skipped")
+        ):
+            self._say(event, _words(event))
+        elif self._verbose and kind not in ("progress", "phase"):
+            self._say(event, _words(event))
+        ranks = [RANK.get(n.state, BETWEEN.get(n.state, -1)) for n in report.nodes]
+        reached = min(ranks, default=-1)
+        for rank in range(self._told + 1, reached + 1):
+            name = ORDER[rank]
+            count = sum(1 for r in ranks if r >= rank)
+            if name == "collected":
+                count = sum(1 for n in report.nodes if n.state == "collected")
+            self._say(event, f"{name}: {count}/{len(ranks)} node{'s' if len(ranks) != 1 else ''}")
+            self._told = rank
+
+    def _say(self, event: Mapping[str, Any], text: str) -> None:
+        print(f"{str(event.get('time', ''))[11:19]} {plain(text)}", file=self._out, flush=True)
+
+    def close(self, report: RunReport) -> None:
+        print(table(report), file=self._out, flush=True)
+
+
+def _words(event: Mapping[str, Any]) -> str:
+    where = f"{event['id']}: " if event.get("id") else ""
+    parts = [str(event[k]) for k in ("collector", "status", "limit", "what", "why", "signal") if event.get(k)]
+    hint = f" ({event['hint']})" if event.get("hint") else ""
+    return f"{where}{event['event']}: {': '.join(parts)}{hint}"
