@@ -1,0 +1,84 @@
+"""command: the output of the user's own commands, before, after, or every so often during the window.
+
+A command that fails or hangs costs its own output only. Each run is in the manifest with its argv, status and duration.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, List, Mapping, Optional, Tuple
+
+from retina_runner.agent import process
+from retina_runner.agent.collectors import Collector
+from retina_runner.agent.context import COMPLETE, PARTIAL, Context, Gap, Verdict
+
+
+class Command(Collector):
+    """See `Collector` for when each hook runs."""
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self._argv = [str(word) for word in context.options["argv"]]
+        self._when = context.options["when"]
+        self._folder = f"commands/{context.node_id}"
+        self._verdict: Optional[Verdict] = None
+        self._over = threading.Event()
+        self._thread: Optional[threading.Thread] = None
+
+    def prepare(self) -> None:
+        if process.find(self._argv[0]) is None:
+            raise Gap(self._argv[0], "not installed on this node")
+        self._verdict = self.context.verdict(Verdict(self._folder, COMPLETE))
+        if "before" in self._when:
+            self._run("before")
+
+    def begin(self) -> None:
+        if self.context.window is not None and "during" in self._when:
+            self._thread = threading.Thread(target=self._repeat, name=self.context.node_id, daemon=True)
+            self._thread.start()
+
+    def _repeat(self) -> None:
+        assert self.context.window is not None
+        begun = time.monotonic() + (self.context.window.t0 - time.time())
+        every, number = self.context.options["every"], 0
+        while not self._over.wait(max(0.0, begun + number * every - time.monotonic())):
+            self._run(f"during-{number:05d}")
+            # The next beat that is still ahead: a slow run leaves out those that it overlaps.
+            number = max(number + 1, int((time.monotonic() - begun) / every) + 1)
+
+    def _run(self, when: str) -> None:
+        options = self.context.options
+        assert self._verdict is not None
+        try:
+            outcome = self.context.run(self._argv, limit_s=options["limit"], output_limit_bytes=options["output_limit"], env=options["env"])
+        except (process.MissingTool, OSError) as error:
+            self._verdict.lower(PARTIAL, f"{when}: {error}")
+            return
+        self.context.write(f"{self._folder}/{when}.stdout", outcome.stdout)
+        if outcome.stderr:
+            self.context.write(f"{self._folder}/{when}.stderr", outcome.stderr)
+        if outcome.timed_out or outcome.exit_status not in options["ok_exit"]:
+            self._verdict.lower(PARTIAL, f"{when}: {outcome.why() or f'exit status {outcome.exit_status}'}")
+        if outcome.truncated:
+            self._verdict.lower(PARTIAL, f"{when}: output cut at {options['output_limit']} B")
+
+    def end(self) -> None:
+        self._over.set()
+
+    def finish(self) -> None:
+        self.abandon()
+        if "after" in self._when:
+            self._run("after")
+
+    def abandon(self) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+
+def problems(options: Mapping[str, Any]) -> Tuple[List[Gap], List[Gap]]:
+    """(nothing is fatal, a gap when the program isn't there)."""
+    tool = str(options["argv"][0])
+    return [], [] if process.find(tool) else [Gap(tool, "not installed on this node")]
