@@ -93,20 +93,29 @@ class RunDirectory:
 
 
 class EventLog:
-    """Appends events to a run's `events.jsonl`, numbered by `seq`; each line is flushed, so that a dead runner's are there."""
+    """Appends events to a run's `events.jsonl`, numbered by `seq`; each line is one write(2), so that a dead runner's are there."""
 
     def __init__(self, directory: RunDirectory):
-        descriptor = os.open(directory.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._file = os.fdopen(descriptor, "a", encoding="utf-8")
+        self._descriptor = os.open(directory.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._next = 0
+        self.trouble = ""
 
     def append(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Number the event and write it; the event as written."""
+        """Number the event and write it; the event as written.
+
+        A disk that is full costs the journal, never the run: `trouble` says so from then on.
+        """
         numbered = {"seq": self._next, **event}
         self._next += 1
-        self._file.write(json.dumps(numbered, separators=(",", ":")) + "\n")
-        self._file.flush()
+        line = (json.dumps(numbered, separators=(",", ":")) + "\n").encode()
+        try:
+            written = os.write(self._descriptor, line)
+            if written < len(line):
+                self.trouble = "no space left on device"
+                os.write(self._descriptor, b"\n")
+        except OSError as error:
+            self.trouble = error.strerror or str(error)
         return numbered
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._descriptor)

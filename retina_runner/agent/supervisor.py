@@ -215,6 +215,7 @@ def remove(workspace: Workspace, limit_s: float = END_LIMIT_S) -> Dict[str, obje
     Returns {"removed": bool}; False, with `why`, when the agent didn't end within the limit.
     """
     if not workspace.directory.exists():
+        _sweep(workspace.directory.parent)
         return {"removed": True}
     (workspace.directory / "discard").touch(mode=0o600)
     deadline = time.monotonic() + limit_s
@@ -231,7 +232,11 @@ def remove(workspace: Workspace, limit_s: float = END_LIMIT_S) -> Dict[str, obje
 def remove_tree(workspace: Workspace) -> None:
     """Delete the directory, and with the last one of them the agent itself and their parent."""
     shutil.rmtree(str(workspace.directory), ignore_errors=True)
-    parent = workspace.directory.parent
+    _sweep(workspace.directory.parent)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the agents' files and their folder, when no plan is left in it."""
     try:
         left = [p for p in parent.iterdir() if not (p.name.startswith("agent-") and p.name.endswith(".pyz"))]
         if not left:
@@ -239,4 +244,4 @@ def remove_tree(workspace: Workspace) -> None:
                 agent.unlink()
             parent.rmdir()
     except OSError:
-        pass  # somebody else's run has begun here meanwhile
+        pass  # it isn't there, or somebody else's run has begun in it meanwhile

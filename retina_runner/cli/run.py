@@ -146,6 +146,7 @@ class Recorder:
         self._directory, self._view = directory, view
         self._log = EventLog(directory)
         self._fold = Fold()
+        self._trouble = ""
 
     def add(self, event: Mapping[str, Any]) -> None:
         from retina_runner.agent.context import utc
@@ -158,7 +159,13 @@ class Recorder:
 
     def save(self) -> None:
         """Make `run.json` anew from the events so far."""
-        self._directory.write(self._directory.summary, json.dumps(to_json(self._fold.report()), indent=1) + "\n")
+        self._write(self._directory.summary, json.dumps(to_json(self._fold.report()), indent=1) + "\n")
+
+    def _write(self, path: Path, text: str) -> None:
+        try:
+            self._directory.write(path, text)
+        except OSError as error:
+            self._trouble = f"{path}: {error.strerror}"
 
     def end(self) -> Exit:
         """Conclude: the last event, `run.json`, `junit.xml`, the view's last word; the exit status."""
@@ -168,9 +175,11 @@ class Recorder:
         self.add({"event": "run-end", "exit_code": int(status)})
         report = self._fold.report()
         self.save()
-        self._directory.write(self._directory.junit, junit(report))
+        self._write(self._directory.junit, junit(report))
         self._log.close()
         self._view.close(report)
+        if self._log.trouble or self._trouble:
+            print(f"retina-run: the run's own records are incomplete: {self._trouble or self._log.trouble}", file=sys.stderr)
         return status
 
 

@@ -31,6 +31,7 @@ class LocalLink:
     def __init__(self, work_directory: str):
         self._work = Path(work_directory)
         self._agent: Path | None = None
+        self._bundle: AgentBundle | None = None
 
     def connect(self) -> None:
         pass
@@ -48,11 +49,14 @@ class LocalLink:
         except OSError as error:
             raise LinkRefused(str(error.filename or target), error.strerror or str(error),
                               "choose a directory that you may write to with --work-dir") from error  # fmt: skip
-        self._agent = target
+        self._agent, self._bundle = target, agent
 
     def _argv(self, verb: str, *arguments: str) -> list[str]:
-        if self._agent is None:
+        if self._agent is None or self._bundle is None:
             raise LinkRefused("agent", "it isn't installed yet")
+        if not self._agent.exists():
+            # The last plan of another run, ending just now, has taken it away.
+            self.install(self._bundle)
         # Isolated: neither PYTHON* variables nor a user's site-packages can change what runs, perhaps as root.
         return [sys.executable, "-I", str(self._agent), verb, *arguments]
 

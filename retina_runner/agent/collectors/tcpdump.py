@@ -482,7 +482,7 @@ def problems(options: Mapping[str, Any]) -> Tuple[List[Gap], List[Gap]]:
         if not outcome.ok:
             why = _last_words(outcome.stderr).replace("tcpdump: ", "", 1) if not outcome.timed_out else outcome.why()
             what = "filter" if "syntax error" in why or "expression" in why or "unknown" in why else f"capture on {interface}"
-            hint = "run as root, or give tcpdump the capability cap_net_raw" if "permission" in why.lower() else ""
+            hint = "run as root, or give tcpdump the capability cap_net_raw" if "permi" in why.lower() else ""
             fatal.append(Gap(what, why, hint))
             break
     return fatal, []
