@@ -248,12 +248,19 @@ def small_disk(_unharmed: None, tmp_path: Path) -> Iterator[Path]:
     sh("umount", str(place))
 
 
-def flood(lab: Lab, run: Run) -> None:
-    """Send until the run says that a limit was reached."""
-    sender = subprocess.Popen(
-        ["ip", "netns", "exec", lab.a, sys.executable, "-c",
-         "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nwhile True: s.sendto(__import__('os').urandom(1400), ('10.93.0.2', 9))"],
-    )  # fmt: skip
+FLOOD = """
+import os, socket, sys, time
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+while True:
+    for _ in range(20):
+        sender.sendto(os.urandom(1400), ("10.93.0.2", 9))
+    time.sleep(float(sys.argv[1]))
+"""
+
+
+def flood(lab: Lab, run: Run, pause_s: float) -> None:
+    """Send until the run says that a limit was reached: 28 kB, a pause, and again."""
+    sender = subprocess.Popen(["ip", "netns", "exec", lab.a, sys.executable, "-c", FLOOD, str(pause_s)])
     try:
         run.wait_for("limit")
     finally:
@@ -273,11 +280,10 @@ captures:
       - network-state: {{include: [snmp]}}
 """, tmp_path, "--work-dir", str(small_disk / "work"), netns=lab.a)  # fmt: skip
     run.wait_for("window")
-    flood(lab, run)
+    flood(lab, run, 0.0 if limit == "disk_full" else 0.02)
     if limit == "disk_full":
         run.signal(signal.SIGINT)  # the capture is over, the window isn't
     status = run.end()
-    print([e for e in run.events if e["event"] not in ("progress",)])
     assert status == {"disk_full": 130}.get(limit, 0), run.events
     archive = run.archive()
     assert {e["limit"] for e in run.all("limit")} == {limit}
