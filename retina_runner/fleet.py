@@ -164,9 +164,16 @@ class Fleet:
         except LinkRefused as refused:
             self._failed(target, refused.what, refused.why, refused.hint)
         except LinkLost as lost:
-            self._failed(target, "connection", str(lost), f"retina-run cleanup removes what is left in {target.directory}")
+            self._failed(
+                target, "connection", str(lost), f"retina-run cleanup removes what is left in {target.directory}"
+            )
         except OSError as error:
-            self._failed(target, error.filename or "this machine", error.strerror or str(error), "the archive is still on the node")
+            self._failed(
+                target,
+                error.filename or "this machine",
+                error.strerror or str(error),
+                "the archive is still on the node",
+            )
         except Exception as error:
             self._failed(target, "retina-run", f"{type(error).__name__}: {error}", "this is a bug")
         finally:
@@ -204,8 +211,15 @@ class Fleet:
         if not follower.ended:
             self._released.wait()
         if not follower.ended and not self._interrupted.is_set():
-            release = {"t0": self._t0 + clock.offset_s, "reference_t0": self._t0, "offset_s": clock.offset_s, "offset_error_s": clock.error_s}
-            self._persistently(target, lambda: link.call("release", target.directory, stdin=json.dumps(release).encode()))
+            release = {
+                "t0": self._t0 + clock.offset_s,
+                "reference_t0": self._t0,
+                "offset_s": clock.offset_s,
+                "offset_error_s": clock.error_s,
+            }
+            self._persistently(
+                target, lambda: link.call("release", target.directory, stdin=json.dumps(release).encode())
+            )
         for _ in follower.until("end"):
             pass
         self._bring_back(target, follower)
@@ -234,7 +248,9 @@ class Fleet:
             for event in stored:
                 self._say(str(event["event"]), target, **{k: v for k, v in event.items() if k != "event"})
         elif not follower.ended:
-            self._failed(target, "agent", "it is gone without a word", f"its log is {target.directory}/agent.log on the node")
+            self._failed(
+                target, "agent", "it is gone without a word", f"its log is {target.directory}/agent.log on the node"
+            )
             return
         if not self._keep:
             self._remove(target)
@@ -288,7 +304,12 @@ class Fleet:
         answer: dict[str, Any] = {}
         self._persistently(target, lambda: answer.update(target.link.call("remove", target.directory, limit_s=90.0)))
         if not answer.get("removed"):
-            self._failed(target, target.directory, str(answer.get("why", "it couldn't be removed")), "retina-run cleanup tries again")
+            self._failed(
+                target,
+                target.directory,
+                str(answer.get("why", "it couldn't be removed")),
+                "retina-run cleanup tries again",
+            )
             return
         with self._lock:
             self._unclean.pop(target.id, None)
@@ -351,5 +372,12 @@ class _Follower:
         fields = {k: v for k, v in event.items() if k not in ("seq", "event", "time")}
         target = self._target
         self._fleet._queue.put(
-            {"time": event["time"], "event": event["event"], "id": target.id, "node": target.node, "capture": target.capture, **fields}
+            {
+                "time": event["time"],
+                "event": event["event"],
+                "id": target.id,
+                "node": target.node,
+                "capture": target.capture,
+                **fields,
+            }
         )

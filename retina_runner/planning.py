@@ -42,7 +42,9 @@ class NodePlan:
         return (json.dumps(self.document, indent=1) + "\n").encode()
 
 
-def build(runbook: Runbook, places: Mapping[str, Sequence[Place]], run: str, agent: AgentBundle) -> tuple[NodePlan, ...]:
+def build(
+    runbook: Runbook, places: Mapping[str, Sequence[Place]], run: str, agent: AgentBundle
+) -> tuple[NodePlan, ...]:
     """A plan for each node of each capture; `places` is by capture name. Raises DocumentError for filters that won't do."""
     problems: list[Problem] = []
     plans: list[NodePlan] = []
@@ -107,7 +109,9 @@ def expression(runbook: Runbook, entry: CollectorEntry, scope: filters.Expressio
     for name in FILTER_OPTIONS[1:]:
         for index, text in enumerate(options.get(name) or ()):
             try:
-                filters.parse_endpoint(str(text)) if name in ("include", "exclude") else filters.parse_address(str(text))
+                filters.parse_endpoint(str(text)) if name in ("include", "exclude") else filters.parse_address(
+                    str(text)
+                )
             except ValueError as error:
                 return runbook.problem((*entry.path, name, index), str(error))
     try:
@@ -168,7 +172,11 @@ def _entry_line(entry: CollectorEntry) -> str:
         return entry.id
     options = entry.options
     ring = options.get("ring")
-    bound = f"ring of {ring['files']} x {format_size(ring['file_size'])}" if ring else f"up to {format_size(options['max_size'])}"
+    bound = (
+        f"ring of {ring['files']} x {format_size(ring['file_size'])}"
+        if ring
+        else f"up to {format_size(options['max_size'])}"
+    )
     return f"{entry.id} on {', '.join(options['interfaces'])} ({format_size(options['snaplen'])} a packet, {bound})"
 
 

@@ -55,7 +55,9 @@ class RunDirectory:
             directory.plans.mkdir(mode=0o700)
             directory.archives.mkdir(mode=0o700)
         except OSError as error:
-            raise UsageError(f"{error.filename or parent}: {error.strerror}; choose another place with --output DIR") from error
+            raise UsageError(
+                f"{error.filename or parent}: {error.strerror}; choose another place with --output DIR"
+            ) from error
         return directory
 
     @staticmethod
@@ -63,7 +65,9 @@ class RunDirectory:
         """A run directory that is there. Raises UsageError for anything else."""
         directory = RunDirectory(path)
         if not directory.events.is_file():
-            raise UsageError(f"{path}: not a run directory (it has no events.jsonl); `retina-run list` shows the runs below a folder")
+            raise UsageError(
+                f"{path}: not a run directory (it has no events.jsonl); `retina-run list` shows the runs below a folder"
+            )
         return directory
 
     @property

@@ -17,7 +17,11 @@ def _unharmed(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     before = node_state()
     yield
-    eventually(lambda: set(processes()) <= set(before["processes"]), f"only the old processes left, there are {processes()}", 15.0)
+    eventually(
+        lambda: set(processes()) <= set(before["processes"]),
+        f"only the old processes left, there are {processes()}",
+        15.0,
+    )
     after = node_state()
     for what, value in before.items():
         if what != "processes":

@@ -90,7 +90,20 @@ class Lab:
             for name, other, last in ((self.a, self.b, 2), (self.b, self.a, 1)):
                 address = json.loads(sh("ip", "-n", other, "-j", "link", "show", f"eth{n}"))[0]["address"]
                 for peer in (f"10.93.{n}.{last}", f"fd93:{n}::{last}"):
-                    sh("ip", "-n", name, "neigh", "replace", peer, "lladdr", address, "dev", f"eth{n}", "nud", "permanent")
+                    sh(
+                        "ip",
+                        "-n",
+                        name,
+                        "neigh",
+                        "replace",
+                        peer,
+                        "lladdr",
+                        address,
+                        "dev",
+                        f"eth{n}",
+                        "nud",
+                        "permanent",
+                    )
 
     def __exit__(self, *_: object) -> None:
         for receiver in self._receivers:
@@ -105,7 +118,11 @@ class Lab:
 
     def receive(self, address: str, port: int) -> None:
         """Open a port on b that takes whatever comes."""
-        receiver = subprocess.Popen(["ip", "netns", "exec", self.b, sys.executable, "-c", RECEIVER, address, str(port)], stdout=subprocess.PIPE, text=True)
+        receiver = subprocess.Popen(
+            ["ip", "netns", "exec", self.b, sys.executable, "-c", RECEIVER, address, str(port)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self._receivers.append(receiver)
         assert receiver.stdout is not None
         assert receiver.stdout.readline() == "ready\n"
@@ -118,7 +135,15 @@ class Lab:
 class Run:
     """One `retina-run` in a process of its own, watched by its events."""
 
-    def __init__(self, runbook: str | Path, folder: Path, *arguments: str, netns: str = "", wrapper: tuple[str, ...] = (), env: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        runbook: str | Path,
+        folder: Path,
+        *arguments: str,
+        netns: str = "",
+        wrapper: tuple[str, ...] = (),
+        env: Mapping[str, str] | None = None,
+    ):
         if isinstance(runbook, str):
             path = folder / "runbook.yaml"
             path.write_text(runbook)
@@ -152,12 +177,16 @@ class Run:
             try:
                 found = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                raise AssertionError(f"no event {event} {fields}; there were {[e['event'] for e in self.events]}") from None
+                raise AssertionError(
+                    f"no event {event} {fields}; there were {[e['event'] for e in self.events]}"
+                ) from None
             if found is None:
                 self._queue.put(None)
                 assert self.process.stderr is not None
                 self.process.wait()
-                raise AssertionError(f"ended without event {event} {fields}; there were {self.events}; stderr: {self.process.stderr.read()}")
+                raise AssertionError(
+                    f"ended without event {event} {fields}; there were {self.events}; stderr: {self.process.stderr.read()}"
+                )
             self.events.append(found)
             if found["event"] == event and all(found.get(k) == v for k, v in fields.items()):
                 return found
@@ -261,10 +290,18 @@ def node_state() -> dict[str, Any]:
     return {
         "processes": processes(),
         "rules": sh("nft", "list", "ruleset"),
-        "legacy tables": [Path(f"/proc/net/{n}_tables_names").read_text() for n in ("ip", "ip6") if Path(f"/proc/net/{n}_tables_names").exists()],
+        "legacy tables": [
+            Path(f"/proc/net/{n}_tables_names").read_text()
+            for n in ("ip", "ip6")
+            if Path(f"/proc/net/{n}_tables_names").exists()
+        ],
         "addresses": sh("ip", "-o", "addr", "show", "scope", "global"),
         "links": [line.split("<")[0] for line in sh("ip", "-o", "link").splitlines()],
-        "mounts": [p for p in (line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()) if "/netns/" not in p],
+        "mounts": [
+            p
+            for p in (line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines())
+            if "/netns/" not in p
+        ],
         "modules": sorted(line.split()[0] for line in modules.read_text().splitlines()) if modules.exists() else [],
         "namespaces": [line for line in sh("ip", "netns").splitlines() if line.startswith("rrt")],
         "work": sorted(p.name for p in Path("/var/tmp").iterdir()),
@@ -276,5 +313,9 @@ def _settings() -> Iterator[Path]:
     for top in ("ipv4", "ipv6", "core", "netfilter"):
         for path in Path("/proc/sys/net", top).rglob("*"):
             # Counts and generated numbers change by themselves.
-            if path.is_file() and not any(w in path.name for w in ("count", "secret", "fastopen_key", "flush")) and "/neigh/" not in str(path):
+            if (
+                path.is_file()
+                and not any(w in path.name for w in ("count", "secret", "fastopen_key", "flush"))
+                and "/neigh/" not in str(path)
+            ):
                 yield path

@@ -37,7 +37,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         verb.add_argument("directory", type=Path)
         if name == "events":
             verb.add_argument("--from", dest="first", type=int, default=0, help="the first seq wanted")
-            verb.add_argument("--follow", type=float, default=0.0, metavar="SECONDS", help="wait this long for more, until `end`")
+            verb.add_argument(
+                "--follow", type=float, default=0.0, metavar="SECONDS", help="wait this long for more, until `end`"
+            )
         if name == "fetch":
             verb.add_argument("--offset", type=int, default=0)
             verb.add_argument("--name", required=True)
@@ -80,11 +82,16 @@ def _start(chosen: argparse.Namespace) -> int:
         plan = Plan.parse(text)
         answer = launch(Workspace(chosen.directory), plan, text)
     except FileExistsError:
-        return _refuse(f"{chosen.directory} holds another plan", "retina-run cleanup removes what finished or dead runs left")
+        return _refuse(
+            f"{chosen.directory} holds another plan", "retina-run cleanup removes what finished or dead runs left"
+        )
     except (PlanError, UnsafeDirectory) as error:
         return _refuse(str(error))
     except OSError as error:
-        return _refuse(f"{error.filename or chosen.directory}: {error.strerror}", "the agent needs a directory that it may write to")
+        return _refuse(
+            f"{error.filename or chosen.directory}: {error.strerror}",
+            "the agent needs a directory that it may write to",
+        )
     _say({"ok": True, **answer})
     return 0
 
@@ -118,7 +125,7 @@ def _events(chosen: argparse.Namespace) -> int:
         while True:
             alive = workspace.alive()
             if file is None and workspace.events.exists():
-                file = open(str(workspace.events), "rb", buffering=0)
+                file = open(str(workspace.events), "rb", buffering=0)  # noqa: SIM115 - it may appear later
             chunk = file.read(READ_BYTES) if file is not None else b""
             lines = (rest + chunk).split(b"\n")
             rest = lines.pop()

@@ -90,7 +90,9 @@ class Watch(threading.Thread):
                 self._exceeded("disk_free", f"{free} B free on the node, {floor} B must stay free")
             if size > self._bounds.node_bytes and "node_bytes" not in said:
                 said.add("node_bytes")
-                self._exceeded("node_bytes", f"the plan holds {size} B on the node, {self._bounds.node_bytes} B are allowed")
+                self._exceeded(
+                    "node_bytes", f"the plan holds {size} B on the node, {self._bounds.node_bytes} B are allowed"
+                )
             self._tick(free)
             if self._over.wait(WATCH_EVERY_S):
                 return

@@ -44,7 +44,12 @@ def check(plan: Plan, parent: Path) -> Dict[str, Any]:
         "problems": problems,
         "host": facts.host(),
         "rights": facts.rights(),
-        "disk": {"directory": str(parent), "free_bytes": free, "total_bytes": total, "floor_bytes": plan.bounds.floor_bytes(total)},
+        "disk": {
+            "directory": str(parent),
+            "free_bytes": free,
+            "total_bytes": total,
+            "floor_bytes": plan.bounds.floor_bytes(total),
+        },
         "time": time.time(),
     }
 

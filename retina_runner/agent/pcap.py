@@ -162,7 +162,7 @@ def inspect(source: Union[Path, BinaryIO, Iterator[bytes]]) -> PcapFacts:
         with open(str(source), "rb", buffering=0) as file:
             return _inspect(_pieces(file))
     if hasattr(source, "read"):
-        return _inspect(_pieces(source))
+        return _inspect(_pieces(source))  # type: ignore[arg-type]  # mypy doesn't narrow a Union by hasattr
     return _inspect(source)
 
 

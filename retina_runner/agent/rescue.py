@@ -27,7 +27,11 @@ def rescue(workspace: Workspace, plan: Plan, why: str) -> None:
     try:
         _pack(workspace, plan, why, journal)
     except Exception as error:
-        journal.emit("end", state="failed", why=f"{why}; that failed too: {type(error).__name__}: {error}; the files are in {workspace.directory}")
+        journal.emit(
+            "end",
+            state="failed",
+            why=f"{why}; that failed too: {type(error).__name__}: {error}; the files are in {workspace.directory}",
+        )
         return
     journal.emit("end", state="collected", why=why)
 
@@ -43,7 +47,12 @@ def _pack(workspace: Workspace, plan: Plan, why: str, journal: Journal) -> None:
     (workspace.raw / "ballast").unlink() if (workspace.raw / "ballast").exists() else None
     record = Record(warnings=[why])
     for entry in plan.entries:
-        record.collectors[entry.id] = {"name": entry.name, "options": dict(entry.options), "status": "failed", "why": why}
+        record.collectors[entry.id] = {
+            "name": entry.name,
+            "options": dict(entry.options),
+            "status": "failed",
+            "why": why,
+        }
         journal.emit("collector", collector=entry.id, status="failed", why=why)
     writer = ArchiveWriter(workspace.archive / f"{base}.tar.gz", base, mtime=reference)
     for path in sorted(p for p in workspace.out.rglob("*") if p.is_file()):

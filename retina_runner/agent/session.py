@@ -79,7 +79,9 @@ class Stop:
 class Session:
     """Runs the plan of a workspace. `run` returns the state that its `end` event told: collected, failed or abandoned."""
 
-    def __init__(self, plan: Plan, workspace: Workspace, journal: Journal, stop: Stop, clock: Optional[NodeClock] = None):
+    def __init__(
+        self, plan: Plan, workspace: Workspace, journal: Journal, stop: Stop, clock: Optional[NodeClock] = None
+    ):
         self.plan, self.workspace, self.journal, self.stop = plan, workspace, journal, stop
         self.clock = clock or NodeClock()
         self.record = Record()
@@ -177,7 +179,9 @@ class Session:
             hook()
             return
         except Gap as gap:
-            self.record.skipped.append({"collector": entry.id, "what": gap.what, "why": gap.why, **({"hint": gap.hint} if gap.hint else {})})
+            self.record.skipped.append(
+                {"collector": entry.id, "what": gap.what, "why": gap.why, **({"hint": gap.hint} if gap.hint else {})}
+            )
             self._status(entry, "skipped", f"{gap.what}: {gap.why}", gap.hint)
         except Exception as error:
             self._status(entry, "failed", f"{type(error).__name__}: {error}")
@@ -212,7 +216,9 @@ class Session:
                 if time.monotonic() > deadline:
                     raise Abandoned("no T0 came; the runner is gone")
             release = json.loads(self.workspace.release.read_bytes())
-        self._arm(float(release["t0"]), float(release["reference_t0"]), release.get("offset_s"), release.get("offset_error_s"))
+        self._arm(
+            float(release["t0"]), float(release["reference_t0"]), release.get("offset_s"), release.get("offset_error_s")
+        )
 
     def _arm(self, t0: float, reference_t0: float, offset_s: Optional[float], offset_error_s: Optional[float]) -> None:
         self._window = Window(t0, self.plan.duration_s)
@@ -234,7 +240,9 @@ class Session:
         assert self._window is not None
         with self._clock_lock:
             for step in self.clock.sample():
-                self.journal.emit("clock", step_s=round(step.step_s, 6), why="the node's clock was stepped during the window")
+                self.journal.emit(
+                    "clock", step_s=round(step.step_s, 6), why="the node's clock was stepped during the window"
+                )
             return self.clock.intervals_ns(self._window.t0, self._window.end)
 
     # -- the window --------------------------------------------------------------------------------------------------
@@ -253,7 +261,9 @@ class Session:
         self._late_s = max(0.0, time.monotonic() - self._t0_monotonic)
         self._phase("capturing")
         self.journal.emit("window", t0=utc(self._window.t0), late_s=round(self._late_s, 6))
-        watch = bounds.Watch(self.plan.bounds, self.workspace.directory, self.workspace.size_bytes, self._tick, self._exceeded)
+        watch = bounds.Watch(
+            self.plan.bounds, self.workspace.directory, self.workspace.size_bytes, self._tick, self._exceeded
+        )
         watch.start()
         try:
             if self.stop.wait(self._t0_monotonic + self.plan.duration_s - time.monotonic()):
@@ -268,7 +278,9 @@ class Session:
         self._window = Window(self._window.t0, elapsed)
         for _, context, _ in self._active:
             context.window = self._window
-        self.record.warnings.append(f"stopped {elapsed:.1f} s into a window of {self.plan.duration_s:.0f} s: {self.stop.reason}")
+        self.record.warnings.append(
+            f"stopped {elapsed:.1f} s into a window of {self.plan.duration_s:.0f} s: {self.stop.reason}"
+        )
         self.journal.emit("warning", why=self.record.warnings[-1])
 
     def _tick(self, free: int) -> None:
@@ -278,7 +290,9 @@ class Session:
             for name, number in collector.progress().items():
                 counts[name] = counts.get(name, 0) + number
         elapsed = time.monotonic() - self._t0_monotonic
-        self.journal.emit("progress", elapsed_s=round(max(elapsed, 0.0), 1), total_s=self.plan.duration_s, free_bytes=free, **counts)
+        self.journal.emit(
+            "progress", elapsed_s=round(max(elapsed, 0.0), 1), total_s=self.plan.duration_s, free_bytes=free, **counts
+        )
 
     def _exceeded(self, limit: str, why: str) -> None:
         self.journal.emit("limit", limit=limit, why=why)
@@ -327,7 +341,9 @@ class Session:
         assert self._window is not None
         for verdict in self.record.verdicts:
             if self._window.duration_s < self.plan.duration_s:
-                verdict.lower(PARTIAL, f"{self._window.duration_s:.1f} of {self.plan.duration_s:.0f} s: {self.stop.reason}")
+                verdict.lower(
+                    PARTIAL, f"{self._window.duration_s:.1f} of {self.plan.duration_s:.0f} s: {self.stop.reason}"
+                )
             if self._late_s > 0.1:
                 verdict.lower(PARTIAL, f"this node began {self._late_s:.1f} s after T0")
 

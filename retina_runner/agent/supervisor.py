@@ -20,7 +20,6 @@ import traceback
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from retina_runner.agent import process
 from retina_runner.agent.plan import Plan
 from retina_runner.agent.session import Session, Stop
 from retina_runner.agent.workspace import Journal, Workspace, read_events, write_whole
@@ -101,10 +100,7 @@ def _supervise(workspace: Workspace, plan: Plan) -> int:
         signal.signal(number, pass_on)
     status = _wait_for(worker)
     _end_orphans()
-    last = None
-    for last in read_events(workspace.events):
-        pass
-    if last is None or last["event"] != "end":
+    if not any(e["event"] == "end" for e in read_events(workspace.events)):
         why = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         from retina_runner.agent.rescue import rescue
 

@@ -41,17 +41,27 @@ def parser() -> argparse.ArgumentParser:
 
     run = verb("run", "carry a runbook out", "run")
     _documents(run)
-    run.add_argument("--check", action="store_true", help="check runbook, nodes and rights, and stop before anything starts")
+    run.add_argument(
+        "--check", action="store_true", help="check runbook, nodes and rights, and stop before anything starts"
+    )
     run.add_argument("--list-hosts", action="store_true", help="print the nodes that the runbook means, and stop")
-    run.add_argument("--output", metavar="DIR", default="runs", help="where the run's directory is made (default: runs)")
-    run.add_argument("--keep", action="store_true", help="leave the finished agents' directories on the nodes, for a look")
+    run.add_argument(
+        "--output", metavar="DIR", default="runs", help="where the run's directory is made (default: runs)"
+    )
+    run.add_argument(
+        "--keep", action="store_true", help="leave the finished agents' directories on the nodes, for a look"
+    )
     run.add_argument("--json", action="store_true", help="print every event as one JSON object a line")
     run.add_argument("-q", "--quiet", action="store_true", help="print problems and the result only")
-    run.add_argument("-v", "--verbose", action="count", default=0, help="say more: the exact commands, and each transition")
+    run.add_argument(
+        "-v", "--verbose", action="count", default=0, help="say more: the exact commands, and each transition"
+    )
 
     check = verb("check", "validate runbooks without touching any node", "check")
     check.add_argument("runbooks", nargs="+", metavar="RUNBOOK")
-    check.add_argument("-e", "--extra-vars", action="append", default=[], metavar="KEY=VALUE|@FILE", help="set variables")
+    check.add_argument(
+        "-e", "--extra-vars", action="append", default=[], metavar="KEY=VALUE|@FILE", help="set variables"
+    )
 
     plan = verb("plan", "show what would run where: commands, bytes, rights; nothing is touched", "plan")
     _documents(plan)
@@ -71,11 +81,17 @@ def parser() -> argparse.ArgumentParser:
 
     cleanup = verb("cleanup", "remove what interrupted or dead runs left on nodes", "cleanup")
     cleanup.add_argument("runs", nargs="*", metavar="RUN_DIR", help="runs to clean up after")
-    cleanup.add_argument("--all-here", action="store_true", help="everything that agents of this user left on this machine")
-    cleanup.add_argument("--work-dir", metavar="DIR", help="where agents work on this machine, if not in the usual place")
+    cleanup.add_argument(
+        "--all-here", action="store_true", help="everything that agents of this user left on this machine"
+    )
+    cleanup.add_argument(
+        "--work-dir", metavar="DIR", help="where agents work on this machine, if not in the usual place"
+    )
 
     schema = verb("schema", "print a shipped JSON Schema, or where they are", "schema")
-    schema.add_argument("name", nargs="?", metavar="NAME", help="runbook, plan, event, manifest, run, collectors/tcpdump, …")
+    schema.add_argument(
+        "name", nargs="?", metavar="NAME", help="runbook, plan, event, manifest, run, collectors/tcpdump, …"
+    )
 
     verb("doctor", "what this machine can do, what is missing, and how to get it", "doctor")
     verb("version", "print the version of retina-run and of the agent it ships", "version")
@@ -91,4 +107,6 @@ def _documents(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--limit", metavar="PATTERN", help="only those of the runbook's nodes that match")
     verb.add_argument("-e", "--extra-vars", action="append", default=[], metavar="KEY=VALUE|@FILE",
                       help="set variables of the runbook; may be repeated")  # fmt: skip
-    verb.add_argument("--work-dir", metavar="DIR", help="where agents work on this machine (default: /var/tmp/retina-run-UID)")
+    verb.add_argument(
+        "--work-dir", metavar="DIR", help="where agents work on this machine (default: /var/tmp/retina-run-UID)"
+    )

@@ -19,7 +19,9 @@ def main(chosen: argparse.Namespace) -> int:
     for run in chosen.runs:
         report = fold(RunDirectory.open(Path(run)).read_events())
         if report.exit_code is None and report.pid and _is_runner(report.pid):
-            raise UsageError(f"{run}: it is still running (process {report.pid}); end it with Ctrl-C or kill {report.pid}")
+            raise UsageError(
+                f"{run}: it is still running (process {report.pid}); end it with Ctrl-C or kill {report.pid}"
+            )
         places += [(n.id, n.directory) for n in report.nodes if n.directory]
     if chosen.all_here:
         work = Path(chosen.work_dir or default_work_directory())

@@ -8,7 +8,7 @@ from retina_runner.errors import Exit
 
 
 def main(chosen: argparse.Namespace) -> int:
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
-    print(argcomplete.shellcode(["retina-run"], shell=chosen.shell))
+    print(shellcode(["retina-run"], shell=chosen.shell))
     return Exit.OK

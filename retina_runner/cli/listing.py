@@ -26,7 +26,9 @@ def main(chosen: argparse.Namespace) -> int:
                               "archives": [n.archive for n in report.nodes if n.archive]}))  # fmt: skip
             continue
         collected = sum(1 for n in report.nodes if n.archive)
-        rows.append((path.name, _state(report), f"{collected}/{len(report.nodes)}", _verdict(report), report.t0[:19] or "-"))
+        rows.append(
+            (path.name, _state(report), f"{collected}/{len(report.nodes)}", _verdict(report), report.t0[:19] or "-")
+        )
     if not chosen.json:
         widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
         for row in rows:

@@ -28,7 +28,13 @@ def main(chosen: argparse.Namespace) -> int:
         print(f"  at most {format_size(told['worst_case_bytes'])} on the node's disk, in {resolved.work_directory}")
         if told["needs"]:
             lacking = sorted(set(told["needs"]) - set(here["capabilities"])) if plan.executor == "local" else []
-            have = f"; missing here: {', '.join(lacking)} (run as root)" if lacking else "; present" if plan.executor == "local" else ""
+            have = (
+                f"; missing here: {', '.join(lacking)} (run as root)"
+                if lacking
+                else "; present"
+                if plan.executor == "local"
+                else ""
+            )
             print(f"  rights: {', '.join(told['needs'])}{have}")
         if plan.executor == "local":
             missing = [c[0] for c in told["commands"] if process.find(c[0]) is None]

@@ -16,7 +16,7 @@ from retina_runner.bundle import AgentBundle, agent_bundle
 from retina_runner.errors import DocumentError, Problem, UsageError
 from retina_runner.executors import Link
 from retina_runner.executors.local import LocalLink, default_work_directory
-from retina_runner.runbook import InventoryNodes, LocalNodes, Runbook, load_runbook
+from retina_runner.runbook import Capture, InventoryNodes, LocalNodes, Runbook, load_runbook
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,21 @@ def resolve(chosen: argparse.Namespace) -> Resolved:
     return Resolved(runbook, plans, run, secrets.token_hex(3), agent, chosen.work_dir or default_work_directory())
 
 
-def _places(runbook: Runbook, capture: planning.Capture, chosen: argparse.Namespace, problems: list[Problem]) -> list[planning.Place]:
+def _places(
+    runbook: Runbook, capture: Capture, chosen: argparse.Namespace, problems: list[Problem]
+) -> list[planning.Place]:
     if isinstance(capture.nodes, LocalNodes):
         if chosen.inventory:
-            raise UsageError("-i: nodes of an inventory can't be reached yet; captures with `nodes: local` run on this machine")
+            raise UsageError(
+                "-i: nodes of an inventory can't be reached yet; captures with `nodes: local` run on this machine"
+            )
         return [planning.Place(socket.gethostname(), "local")]
     kind = "an inventory" if isinstance(capture.nodes, InventoryNodes) else "a Kubernetes cluster"
-    problems.append(runbook.problem((*capture.path, "nodes"), f"nodes of {kind} can't be reached by this version", "it runs on `local`"))
+    problems.append(
+        runbook.problem(
+            (*capture.path, "nodes"), f"nodes of {kind} can't be reached by this version", "it runs on `local`"
+        )
+    )
     return []
 
 

@@ -54,7 +54,11 @@ def upload_targets(resolved: Resolved) -> tuple[UploadTarget, ...]:
         if upload.kind == "directory":
             targets.append(DirectoryTarget(str(upload.options["path"])))
         else:
-            problems.append(resolved.runbook.problem(upload.path, f"{upload.kind} can't be reached by this version", "use directory"))
+            problems.append(
+                resolved.runbook.problem(
+                    upload.path, f"{upload.kind} can't be reached by this version", "use directory"
+                )
+            )
     if problems:
         raise DocumentError(problems)
     return tuple(targets)
@@ -75,7 +79,9 @@ def _check(resolved: Resolved) -> int:
         print(f"{plan.id}: {'ok' if answer['ok'] else 'not possible'}")
         for problem in answer["problems"]:
             kind = "gap" if problem["severity"] == "gap" else "problem"
-            print(f"  {kind}: {problem['what']}: {problem['why']}" + (f" ({problem['hint']})" if problem["hint"] else ""))
+            print(
+                f"  {kind}: {problem['what']}: {problem['why']}" + (f" ({problem['hint']})" if problem["hint"] else "")
+            )
         if not answer["ok"]:
             status = Exit.UNTOUCHED
     return status
@@ -88,17 +94,27 @@ def _run(resolved: Resolved, chosen: argparse.Namespace, uploads: Sequence[Uploa
         directory.write(directory.plans / f"{plan.id.replace('/', '_')}.json", plan.text.decode())
         targets.append(
             Target(
-                id=plan.id, node=plan.node, capture=plan.capture, executor=plan.executor, directory=directory_of(resolved, number),
-                plan=plan.text, duration_s=resolved.runbook.duration_s, link=link_of(resolved, plan),
+                id=plan.id,
+                node=plan.node,
+                capture=plan.capture,
+                executor=plan.executor,
+                directory=directory_of(resolved, number),
+                plan=plan.text,
+                duration_s=resolved.runbook.duration_s,
+                link=link_of(resolved, plan),
                 work_directory=resolved.work_directory,
-            )  # fmt: skip
+            )
         )
 
     def store(target: Target, path: Path, sha256: str) -> Iterator[Mapping[str, Any]]:
         for place in uploads:
             told = {"event": "upload", "target": place.describe()}
             try:
-                yield {**told, "state": "stored", "location": place.store(Parcel(directory.name, target.node, path, sha256))}
+                yield {
+                    **told,
+                    "state": "stored",
+                    "location": place.store(Parcel(directory.name, target.node, path, sha256)),
+                }
             except NotStored as why:
                 yield {**told, "state": "failed", "why": str(why)}
 
@@ -179,7 +195,10 @@ class Recorder:
         self._log.close()
         self._view.close(report)
         if self._log.trouble or self._trouble:
-            print(f"retina-run: the run's own records are incomplete: {self._trouble or self._log.trouble}", file=sys.stderr)
+            print(
+                f"retina-run: the run's own records are incomplete: {self._trouble or self._log.trouble}",
+                file=sys.stderr,
+            )
         return status
 
 
@@ -195,7 +214,9 @@ class _Interrupts:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._on_signal)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

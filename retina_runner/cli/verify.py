@@ -18,7 +18,9 @@ def main(chosen: argparse.Namespace) -> int:
             print(json.dumps({"path": str(path), "ok": found.ok, "problems": found.problems, "packets": found.packets}))
             continue
         if found.ok and found.manifest is not None:
-            print(f"{path}: ok, {len(found.manifest['files'])} files, {found.packets} packets, verdict {found.manifest['verdict']}")
+            print(
+                f"{path}: ok, {len(found.manifest['files'])} files, {found.packets} packets, verdict {found.manifest['verdict']}"
+            )
         for problem in found.problems:
             print(f"{path}: {problem}")
     # Status 1 is this verb's own: see errors.EXIT_CODES.

@@ -45,7 +45,8 @@ def test_every_stamp_of_the_window_is_inside_whichever_clock_made_it(step: float
     fake = FakeTime()
     clock = fake.clock()
     t0 = fake.realtime
-    stamps_inside, stamps_after = [], []
+    stamps_inside: list[int] = []
+    stamps_after: list[int] = []
     stepped = False
     while fake.realtime - t0 < 12 + (step if stepped else 0):
         fake.go(0.25)

@@ -35,7 +35,9 @@ def test_a_missing_tool_is_named() -> None:
 
 
 def test_a_limit_ends_the_command_and_whatever_it_started(tmp_path: Path) -> None:
-    outcome = process.run(["sh", "-c", f"sleep 1000 & echo $! > {tmp_path}/pid; trap '' TERM; wait; sleep 1000"], limit_s=1.0)
+    outcome = process.run(
+        ["sh", "-c", f"sleep 1000 & echo $! > {tmp_path}/pid; trap '' TERM; wait; sleep 1000"], limit_s=1.0
+    )
     assert outcome.timed_out
     assert not outcome.ok
     child = int((tmp_path / "pid").read_text())

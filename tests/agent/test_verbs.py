@@ -29,9 +29,15 @@ SECONDS_OF_LIFE = 30.0
 def pythons() -> list[str]:
     """Every interpreter here that the agent promises to run on: this one, the system's, those on PATH or of pyenv."""
     found = {sys.executable, *(p for p in (shutil.which(f"python3.{n}") for n in range(9, 15)) if p)}
-    found |= {str(p) for p in Path(os.environ.get("PYENV_ROOT", "/nonexistent")).glob("versions/3.*/bin/python3")} | {"/usr/bin/python3"}
+    found |= {str(p) for p in Path(os.environ.get("PYENV_ROOT", "/nonexistent")).glob("versions/3.*/bin/python3")} | {
+        "/usr/bin/python3"
+    }
     probe = "import sys; print(sys.version_info[:2] >= (3, 9))"
-    works = {p: subprocess.run([p, "-c", probe], capture_output=True, text=True, check=False).stdout for p in found if Path(p).exists()}
+    works = {
+        p: subprocess.run([p, "-c", probe], capture_output=True, text=True, check=False).stdout
+        for p in found
+        if Path(p).exists()
+    }
     return sorted(p for p, said in works.items() if said == "True\n")
 
 
@@ -58,7 +64,13 @@ class Agent:
         self.directory = folder / "plan"
 
     def call(self, verb: str, *arguments: str, stdin: object = None) -> tuple[int, list[dict[str, Any]]]:
-        done = subprocess.run([self.python, "-I", str(self.file), verb, *arguments], input=json.dumps(stdin).encode() if stdin is not None else b"", capture_output=True, timeout=60, check=False)
+        done = subprocess.run(
+            [self.python, "-I", str(self.file), verb, *arguments],
+            input=json.dumps(stdin).encode() if stdin is not None else b"",
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
         assert done.returncode in (0, 2), done.stderr.decode()
         return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -116,6 +128,7 @@ def test_starting_twice_is_starting_once_and_another_plan_is_refused(agent: Agen
 
 
 def test_a_plan_of_another_format_or_none_is_refused_and_touches_nothing(agent: Agent) -> None:
+    text: object
     for text in (plan(format=99), {"x": 1}, [], plan(duration_s=0), plan(collectors=[{"id": "a"}])):
         status, (answer,) = agent.call("start", str(agent.directory), stdin=text)
         assert status == 2, answer
@@ -124,7 +137,10 @@ def test_a_plan_of_another_format_or_none_is_refused_and_touches_nothing(agent: 
 
 def test_check_tells_problems_and_touches_nothing(agent: Agent) -> None:
     before = sorted(agent.work.iterdir())
-    collectors = [{"id": "command", "name": "command", "options": {"argv": ["no-such-tool"]}}, {"id": "x", "name": "no-such", "options": {}}]
+    collectors = [
+        {"id": "command", "name": "command", "options": {"argv": ["no-such-tool"]}},
+        {"id": "x", "name": "no-such", "options": {}},
+    ]
     status, (answer,) = agent.call("check", "--directory", str(agent.work / "new"), stdin=plan(collectors=collectors))
     assert status == 0
     assert not answer["ok"]
@@ -199,13 +215,28 @@ def test_fetch_goes_on_at_an_offset(agent: Agent) -> None:
     agent.events()
     (packed,) = (agent.directory / "archive").glob("*.tar.gz")
     for offset in (0, 1, 1000, packed.stat().st_size):
-        done = subprocess.run([sys.executable, str(agent.file), "fetch", str(agent.directory), "--name", packed.name, "--offset", str(offset)], capture_output=True, check=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                str(agent.file),
+                "fetch",
+                str(agent.directory),
+                "--name",
+                packed.name,
+                "--offset",
+                str(offset),
+            ],
+            capture_output=True,
+            check=True,
+        )
         assert done.stdout == packed.read_bytes()[offset:]
     assert agent.call("fetch", str(agent.directory), "--name", "../plan.json")[0] == 2
 
 
 def test_clock_answers_each_line(agent: Agent) -> None:
-    with subprocess.Popen([sys.executable, str(agent.file), "clock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, str(agent.file), "clock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         for _ in range(3):
@@ -218,5 +249,15 @@ def test_clock_answers_each_line(agent: Agent) -> None:
 
 def test_the_bundle_is_the_same_bytes_whenever_it_is_built() -> None:
     script = "from retina_runner.bundle import agent_bundle; print(agent_bundle().sha256)"
-    built = {subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONHASHSEED": str(n)}).stdout for n in range(2)}
+    built = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "PYTHONHASHSEED": str(n)},
+        ).stdout
+        for n in range(2)
+    }
     assert built == {agent_bundle().sha256 + "\n"}

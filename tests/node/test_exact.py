@@ -20,7 +20,9 @@ def udp_numbers(found: list[tuple[int, bytes]], payload_at: int) -> list[int]:
     return [int.from_bytes(packet[payload_at : payload_at + 4], "big") for _, packet in found]
 
 
-@pytest.mark.parametrize("options", ["", "filter: udp port 7000", "include: ['10.93.0.2:7000']", "source: [10.93.0.1], filter: udp"])
+@pytest.mark.parametrize(
+    "options", ["", "filter: udp port 7000", "include: ['10.93.0.2:7000']", "source: [10.93.0.1], filter: udp"]
+)
 def test_a_thousand_datagrams_sent_are_a_thousand_in_the_pcap(lab: Lab, tmp_path: Path, options: str) -> None:
     lab.receive("10.93.0.2", 7000)
     run = Run(f"""
@@ -49,7 +51,9 @@ captures:
 def test_the_window_is_cut_by_time_stamp(lab: Lab, tmp_path: Path) -> None:
     """Packets before T0 and after the end are seen by tcpdump and are not in the pcap."""
     lab.receive("10.93.0.2", 7000)
-    run = Run("{name: cut, duration: 2s, captures: [{collect: [{tcpdump: {interfaces: [eth0]}}]}]}", tmp_path, netns=lab.a)
+    run = Run(
+        "{name: cut, duration: 2s, captures: [{collect: [{tcpdump: {interfaces: [eth0]}}]}]}", tmp_path, netns=lab.a
+    )
     run.wait_for("window")
     lab.send("10.93.0.2", 7000, 100)
     run.wait_for("phase", phase="collecting")
@@ -63,7 +67,11 @@ def test_the_window_is_cut_by_time_stamp(lab: Lab, tmp_path: Path) -> None:
 
 def test_ipv6(lab: Lab, tmp_path: Path) -> None:
     lab.receive("fd93:0::2", 7000)
-    run = Run("{name: six, duration: 2s, captures: [{collect: [{tcpdump: {interfaces: [eth0], include: ['[fd93::2]:7000']}}]}]}", tmp_path, netns=lab.a)
+    run = Run(
+        "{name: six, duration: 2s, captures: [{collect: [{tcpdump: {interfaces: [eth0], include: ['[fd93::2]:7000']}}]}]}",
+        tmp_path,
+        netns=lab.a,
+    )
     run.wait_for("window")
     lab.send("fd93:0::2", 7000, 300)
     assert run.end() == 0
@@ -73,7 +81,11 @@ def test_ipv6(lab: Lab, tmp_path: Path) -> None:
 def test_two_interfaces_are_two_pcaps_each_with_its_own_traffic(two_links: Lab, tmp_path: Path) -> None:
     for n in (0, 1):
         two_links.receive(f"10.93.{n}.2", 7000)
-    run = Run("{name: two, duration: 3s, captures: [{collect: [{tcpdump: {interfaces: ['eth*'], filter: udp}}]}]}", tmp_path, netns=two_links.a)
+    run = Run(
+        "{name: two, duration: 3s, captures: [{collect: [{tcpdump: {interfaces: ['eth*'], filter: udp}}]}]}",
+        tmp_path,
+        netns=two_links.a,
+    )
     run.wait_for("window")
     two_links.send("10.93.0.2", 7000, 400)
     two_links.send("10.93.1.2", 7000, 250)
@@ -87,10 +99,17 @@ def test_two_interfaces_are_two_pcaps_each_with_its_own_traffic(two_links: Lab, 
 def test_a_rule_that_drops_three_hundred_has_a_delta_of_three_hundred(lab: Lab, tmp_path: Path) -> None:
     """With traffic before the window, and an unrelated rule inserted above it in the middle."""
     lab.receive("10.93.0.2", 7000)
-    for command in (["iptables", "-A", "INPUT", "-p", "udp", "--dport", "7001", "-j", "DROP"], ["ip6tables", "-A", "INPUT", "-p", "udp", "--dport", "7001", "-j", "DROP"]):
+    for command in (
+        ["iptables", "-A", "INPUT", "-p", "udp", "--dport", "7001", "-j", "DROP"],
+        ["ip6tables", "-A", "INPUT", "-p", "udp", "--dport", "7001", "-j", "DROP"],
+    ):
         lab.inside(lab.b, *command)
     lab.send("10.93.0.2", 7001, 77)
-    run = Run("{name: rules, duration: 4s, captures: [{collect: [iptables, {tcpdump: {interfaces: [eth0], filter: udp}}]}]}", tmp_path, netns=lab.b)
+    run = Run(
+        "{name: rules, duration: 4s, captures: [{collect: [iptables, {tcpdump: {interfaces: [eth0], filter: udp}}]}]}",
+        tmp_path,
+        netns=lab.b,
+    )
     run.wait_for("window")
     lab.send("10.93.0.2", 7000, 700, size=100)
     lab.send("10.93.0.2", 7001, 200, size=100)
@@ -133,7 +152,9 @@ def test_network_state_counts_what_the_kernel_counted(lab: Lab, tmp_path: Path) 
     lab.send("10.93.0.2", 7002, 500)
     assert run.end() == 0
     archive = run.archive()
-    moved = {(c["name"], tuple(c["labels"].items())): c for c in archive.json("state/delta/network-state.json")["counters"]}
+    moved = {
+        (c["name"], tuple(c["labels"].items())): c for c in archive.json("state/delta/network-state.json")["counters"]
+    }
     assert moved[("Udp.NoPorts", ())]["delta"] == 500
     assert moved[("interface.rx_packets", (("interface", "eth0"),))]["delta"] >= 500
     assert moved[("interface.rx_bytes", (("interface", "eth0"),))]["delta"] >= 500 * (ETHERNET + UDP_HEADERS + 100)

@@ -23,7 +23,13 @@ CAPTURE = "{name: fault, duration: 4s, captures: [{collect: [{tcpdump: {interfac
 
 
 def retina_run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RETINA_RUN, *arguments], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    return subprocess.run(
+        [*RETINA_RUN, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
 
 
 def nothing_left(run: Run) -> bool:
@@ -38,7 +44,9 @@ def pids(run: Run, what: str) -> list[int]:
 
 
 def test_a_bad_filter_is_refused_with_its_place_and_nothing_is_touched(lab: Lab, tmp_path: Path) -> None:
-    run = Run("name: bad\ncaptures:\n  - collect:\n      - tcpdump:\n          filter: tcp prot 80\n", tmp_path, netns=lab.a)
+    run = Run(
+        "name: bad\ncaptures:\n  - collect:\n      - tcpdump:\n          filter: tcp prot 80\n", tmp_path, netns=lab.a
+    )
     assert run.end() == 2
     assert "runbook.yaml:5:19: captures[0].collect[0].tcpdump.filter: tcpdump can't compile it" in run.stderr
     assert not (tmp_path / "runs").exists()
@@ -124,7 +132,9 @@ def test_with_no_tool_at_all_it_is_refused(lab: Lab, tmp_path: Path) -> None:
         ("archive", {}, True),
     ],
 )
-def test_ctrl_c_keeps_what_is_there_and_leaves_nothing(lab: Lab, tmp_path: Path, event: str, fields: dict[str, str], archived: bool) -> None:
+def test_ctrl_c_keeps_what_is_there_and_leaves_nothing(
+    lab: Lab, tmp_path: Path, event: str, fields: dict[str, str], archived: bool
+) -> None:
     run = Run(CAPTURE, tmp_path, netns=lab.a)
     run.wait_for(event, **fields)
     run.signal(signal.SIGINT)
@@ -150,7 +160,9 @@ def test_sigterm_ends_as_ctrl_c_does_with_its_own_status(lab: Lab, tmp_path: Pat
 
 
 def test_ctrl_c_twice_leaves_at_once_and_says_what_remains(lab: Lab, tmp_path: Path) -> None:
-    run = Run("{name: twice, duration: 60s, captures: [{collect: [{tcpdump: {interfaces: [eth0]}}]}]}", tmp_path, netns=lab.a)
+    run = Run(
+        "{name: twice, duration: 60s, captures: [{collect: [{tcpdump: {interfaces: [eth0]}}]}]}", tmp_path, netns=lab.a
+    )
     run.wait_for("window")
     run.signal(signal.SIGINT)
     run.wait_for("interrupted")
@@ -167,14 +179,22 @@ def test_ctrl_c_twice_leaves_at_once_and_says_what_remains(lab: Lab, tmp_path: P
 # -- killed ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_runner_leaves_an_agent_that_ends_on_time_and_a_node_that_cleanup_cleans(lab: Lab, tmp_path: Path) -> None:
+def test_a_killed_runner_leaves_an_agent_that_ends_on_time_and_a_node_that_cleanup_cleans(
+    lab: Lab, tmp_path: Path
+) -> None:
     run = Run(CAPTURE, tmp_path, netns=lab.a)
     run.wait_for("window")
     run.process.kill()
     run.process.wait()
     lab.send("10.93.0.2", 9, 100)
     (directory,) = [p for p in run.work.iterdir() if p.is_dir()]
-    eventually(lambda: list((directory / "archive").glob("*.tar.gz")) and '"event":"end"' in (directory / "events.jsonl").read_text(), "the agent has packed")
+    eventually(
+        lambda: (
+            list((directory / "archive").glob("*.tar.gz"))
+            and '"event":"end"' in (directory / "events.jsonl").read_text()
+        ),
+        "the agent has packed",
+    )
     assert pids(run, "tcpdump -i") == []
     (packed,) = (directory / "archive").glob("*.tar.gz")
     checked = verify_archive(packed)
@@ -268,8 +288,17 @@ def flood(lab: Lab, run: Run, pause_s: float) -> None:
         sender.wait()
 
 
-@pytest.mark.parametrize(("limits", "limit"), [("disk_free_bytes: 12MB", "disk_free"), ("disk_free_bytes: 0B", "disk_full"), ("disk_free_bytes: 0B, node_bytes: 5MB", "node_bytes")])
-def test_a_disk_that_fills_ends_the_capture_and_what_is_there_is_archived(lab: Lab, tmp_path: Path, small_disk: Path, limits: str, limit: str) -> None:
+@pytest.mark.parametrize(
+    ("limits", "limit"),
+    [
+        ("disk_free_bytes: 12MB", "disk_free"),
+        ("disk_free_bytes: 0B", "disk_full"),
+        ("disk_free_bytes: 0B, node_bytes: 5MB", "node_bytes"),
+    ],
+)
+def test_a_disk_that_fills_ends_the_capture_and_what_is_there_is_archived(
+    lab: Lab, tmp_path: Path, small_disk: Path, limits: str, limit: str
+) -> None:
     run = Run(f"""
 name: disk
 duration: 60s
@@ -295,7 +324,13 @@ captures:
 
 def test_a_full_disk_here_keeps_the_copy_on_the_node(lab: Lab, tmp_path: Path, small_disk: Path) -> None:
     (small_disk / "filler").write_bytes(b"x" * (24 * 1024 * 1024 - 100_000))
-    run = Run("{name: here, duration: 2s, captures: [{collect: [{command: {argv: [head, -c, 3000000, /dev/urandom]}}]}]}", tmp_path, "--output", str(small_disk / "runs"), netns=lab.a)
+    run = Run(
+        "{name: here, duration: 2s, captures: [{collect: [{command: {argv: [head, -c, 3000000, /dev/urandom]}}]}]}",
+        tmp_path,
+        "--output",
+        str(small_disk / "runs"),
+        netns=lab.a,
+    )
     assert run.end() == 4, run.events
     (failed,) = run.all("node-failed")
     assert "No space left" in failed["why"]
@@ -319,8 +354,14 @@ def stepped_clock(_unharmed: None) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("step_s", [7.0, -7.0])
-def test_a_clock_that_is_stepped_in_the_window_loses_no_packet(lab: Lab, tmp_path: Path, stepped_clock: None, step_s: float) -> None:
-    run = Run("{name: clock, duration: 6s, captures: [{collect: [{tcpdump: {interfaces: [eth0], filter: udp}}]}]}", tmp_path, netns=lab.a)
+def test_a_clock_that_is_stepped_in_the_window_loses_no_packet(
+    lab: Lab, tmp_path: Path, stepped_clock: None, step_s: float
+) -> None:
+    run = Run(
+        "{name: clock, duration: 6s, captures: [{collect: [{tcpdump: {interfaces: [eth0], filter: udp}}]}]}",
+        tmp_path,
+        netns=lab.a,
+    )
     run.wait_for("window")
     lab.send("10.93.0.2", 9, 300)
     time.sleep(1.5)

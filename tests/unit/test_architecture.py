@@ -25,7 +25,16 @@ HOMES = {
 OPTIONAL = {"isal": {"agent/archive.py"}, "bcc": {"agent/ebpf/worker.py"}}
 """What the agent uses where the node has it, and does without where it hasn't."""
 FORBIDDEN_NAMES = ("manager", "helper", "handler", "util", "utils", "common", "base")
-PURE = ("report.py", "naming.py", "units.py", "views/table.py", "views/junit.py", "agent/manifest.py", "agent/rules.py", "agent/counters.py")
+PURE = (
+    "report.py",
+    "naming.py",
+    "units.py",
+    "views/table.py",
+    "views/junit.py",
+    "agent/manifest.py",
+    "agent/rules.py",
+    "agent/counters.py",
+)
 
 
 def relative(path: Path) -> str:
@@ -36,9 +45,9 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
     """(module, whether it is imported when the file is) for every import."""
     tree = ast.parse(path.read_text())
     top = set()
-    for node in tree.body:
-        inner = node.body if isinstance(node, ast.Try) else [node]
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+    for statement in tree.body:
+        inner = statement.body if isinstance(statement, ast.Try) else [statement]
+        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test):
             inner = []
         top |= {id(n) for n in inner}
     for node in ast.walk(tree):
@@ -66,9 +75,13 @@ def test_a_library_has_one_home_and_is_imported_where_it_is_used(path: Path) -> 
         root = module.partition(".")[0]
         if root in sys.stdlib_module_names or root == "retina_runner" or root in OPTIONAL:
             continue
-        assert root in HOMES, f"{relative(path)} imports {module}: give the library a home in this test and a reason in its commit"
+        assert root in HOMES, (
+            f"{relative(path)} imports {module}: give the library a home in this test and a reason in its commit"
+        )
         assert relative(path) in HOMES[root], f"{relative(path)} imports {module}, whose home is {HOMES[root]}"
-        assert not at_import, f"{relative(path)} imports {module} for everybody; import it in the function that needs it"
+        assert not at_import, (
+            f"{relative(path)} imports {module} for everybody; import it in the function that needs it"
+        )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
@@ -83,7 +96,12 @@ def test_arrows_point_inward(path: Path) -> None:
     if name.startswith("executors/"):
         forbidden += ("retina_runner.fleet", "retina_runner.views", "retina_runner.runbook")
     if name == "fleet.py":
-        forbidden += ("retina_runner.views", "retina_runner.runbook", "retina_runner.executors.local", "retina_runner.executors.ssh")
+        forbidden += (
+            "retina_runner.views",
+            "retina_runner.runbook",
+            "retina_runner.executors.local",
+            "retina_runner.executors.ssh",
+        )
     if name in PURE:
         forbidden += ("subprocess", "socket", "os", "threading", "retina_runner.rundir", "retina_runner.executors")
     for module, _ in imports(path):
@@ -115,8 +133,12 @@ def test_modules_are_named_for_what_they_do_and_say_their_idea(path: Path) -> No
 
 def test_start_up_imports_no_library() -> None:
     """`retina-run --help` is what completion and cron run; nothing heavy may be imported for it."""
-    script = "import sys, retina_runner.cli.arguments as a; a.parser(); print(sorted(m for m in sys.modules if m.partition('.')[0] in %r))" % (
-        (*HOMES, "asyncio", "http", "xml", "sqlite3"),
+    heavy = (*HOMES, "asyncio", "http", "xml", "sqlite3")
+    script = (
+        "import sys, retina_runner.cli.arguments as a; a.parser();"
+        f" print(sorted(m for m in sys.modules if m.partition('.')[0] in {heavy!r}))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
     assert done.stdout == "[]\n"

@@ -11,7 +11,16 @@ from retina_runner.agent import process
 from retina_runner.runbook import load_runbook
 
 RUNBOOKS = sorted((Path(__file__).parents[2] / "runbooks").glob("*.yaml"))
-EXPECTED = {"quickstart", "packet-loss", "dns-latency", "tcp-timeouts", "conntrack-full", "mtu-black-hole", "iptables-counters", "long-ring"}
+EXPECTED = {
+    "quickstart",
+    "packet-loss",
+    "dns-latency",
+    "tcp-timeouts",
+    "conntrack-full",
+    "mtu-black-hole",
+    "iptables-counters",
+    "long-ring",
+}
 
 
 def test_they_are_all_there() -> None:

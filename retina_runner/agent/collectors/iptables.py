@@ -149,7 +149,7 @@ class Iptables(Collector):
     def _delta(self, source: Source, before: str, after: str, verdict: Verdict) -> Dict[str, Any]:
         first, second = rules.parse(before), rules.parse(after)
         found = rules.delta(first, second)
-        if any(d.status == "reset" for d in [*found.rules, *found.policies]):
+        if "reset" in [d.status for d in found.rules] + [d.status for d in found.policies]:
             verdict.lower(UNKNOWN, f"{source.name}: counters were reset during the window")
         if first.odd_lines or second.odd_lines:
             verdict.lower(UNKNOWN, f"{source.name}: lines that can't be read, such as {(first.odd_lines + second.odd_lines)[0][:80]!r}")

@@ -57,7 +57,16 @@ def argv(options: Mapping[str, Any], interface: str, target: str, *, as_root: bo
     `options` are normalised (bytes); `expression` is the built filter, empty for everything.
     """
     command = ["ip", "netns", "exec", str(options["netns"])] if options.get("netns") else []
-    command += ["tcpdump", "-i", interface, "-n", "-s", str(options["snaplen"]), "-B", str(options["buffer_size"] // 1024)]
+    command += [
+        "tcpdump",
+        "-i",
+        interface,
+        "-n",
+        "-s",
+        str(options["snaplen"]),
+        "-B",
+        str(options["buffer_size"] // 1024),
+    ]
     if as_root:
         command += ["-Z", "root"]
     if not options["promiscuous"]:
@@ -78,7 +87,7 @@ def worst_case_bytes(options: Mapping[str, Any], interfaces: int) -> int:
     """The most that this entry can hold on the node's disk: the pcap and its compressed copy, for each interface."""
     ring = options.get("ring")
     one = (ring["files"] + 1) * ring["file_size"] if ring else options["max_size"]
-    return 2 * one * interfaces
+    return int(2 * one * interfaces)
 
 
 def interfaces_of(options: Mapping[str, Any]) -> List[str]:
@@ -223,7 +232,9 @@ class _Tap:
             if self._process.poll() is not None:
                 raise RuntimeError(f"tcpdump on {self.interface} ended at once: {_last_words(text)}")
             if time.monotonic() > deadline:
-                raise RuntimeError(f"tcpdump on {self.interface} isn't listening after {READY_LIMIT_S:.0f} s: {_last_words(text)}")
+                raise RuntimeError(
+                    f"tcpdump on {self.interface} isn't listening after {READY_LIMIT_S:.0f} s: {_last_words(text)}"
+                )
             time.sleep(0.01)
 
     def stop(self) -> None:
@@ -315,7 +326,9 @@ class _Tap:
         """The disk is full. End the capture, and trade the raw file for room in the archive; returns what wasn't read yet."""
         assert self._process is not None
         self._disk_full = True
-        self._context.emit("limit", limit="disk_full", why=f"no space left on the node while capturing on {self.interface}")
+        self._context.emit(
+            "limit", limit="disk_full", why=f"no space left on the node while capturing on {self.interface}"
+        )
         process.end(self._process)
         rest: bytes = file.read(REST_BYTES) or b""
         file.close()
@@ -348,7 +361,11 @@ class _Tap:
 
     def progress(self) -> Dict[str, int]:
         now = time.monotonic()
-        if now - self._statistics_at >= STATISTICS_EVERY_S and self._process is not None and self._process.poll() is None:
+        if (
+            now - self._statistics_at >= STATISTICS_EVERY_S
+            and self._process is not None
+            and self._process.poll() is None
+        ):
             self._statistics_at = now
             try:
                 self._process.send_signal(signal.SIGUSR1)
@@ -357,7 +374,11 @@ class _Tap:
         counts = counts_of(_read(self._log))
         dropped = counts.get("dropped_by_kernel", 0) + counts.get("dropped_by_interface", 0)
         if self._options.get("ring"):
-            return {"bytes": sum(_size(p) for p in self._files()), "packets": counts.get("captured", 0), "dropped": dropped}
+            return {
+                "bytes": sum(_size(p) for p in self._files()),
+                "packets": counts.get("captured", 0),
+                "dropped": dropped,
+            }
         return {
             "bytes": sum(c.bytes_kept for c in self._cutters),
             "packets": sum(c.packets_kept for c in self._cutters),
@@ -415,7 +436,9 @@ class _Tap:
             self._context.note_packets(name, sum(c.packets_kept for c in self._cutters))
         kept = sum(c.packets_kept for c in self._cutters)
         outside = sum(c.packets_before + c.packets_after for c in self._cutters)
-        verdict = self._context.verdict(Verdict(name, COMPLETE, [], {**counts, "in_window": kept, "outside_window": outside}))
+        verdict = self._context.verdict(
+            Verdict(name, COMPLETE, [], {**counts, "in_window": kept, "outside_window": outside})
+        )
         self.verdict = verdict
         for what in ("kernel", "interface"):
             dropped = counts.get(f"dropped_by_{what}", 0)
@@ -435,7 +458,9 @@ class _Tap:
             self.failures.append(f"tcpdump on {self.interface} ended early: {why}")
         if self._evicted:
             verdict.counts["files_evicted"] = self._evicted
-            verdict.lower(PARTIAL, f"the ring kept the last {len(self._cutters)} of {self._evicted + len(self._cutters)} files")
+            verdict.lower(
+                PARTIAL, f"the ring kept the last {len(self._cutters)} of {self._evicted + len(self._cutters)} files"
+            )
         if self._error:
             verdict.lower(PARTIAL, self._error)
             self.failures.append(f"{self.interface}: {self._error}")
@@ -464,7 +489,9 @@ def _size(path: Path) -> int:
 
 
 def _last_words(text: bytes) -> str:
-    lines = [line for line in text.decode("utf-8", "replace").splitlines() if line.strip() and "listening on" not in line]
+    lines = [
+        line for line in text.decode("utf-8", "replace").splitlines() if line.strip() and "listening on" not in line
+    ]
     return lines[-1].strip()[:300] if lines else "it said nothing"
 
 
@@ -481,7 +508,11 @@ def problems(options: Mapping[str, Any]) -> Tuple[List[Gap], List[Gap]]:
         outcome = process.run(compile_argv(options, interface), limit_s=READY_LIMIT_S)
         if not outcome.ok:
             why = _last_words(outcome.stderr).replace("tcpdump: ", "", 1) if not outcome.timed_out else outcome.why()
-            what = "filter" if "syntax error" in why or "expression" in why or "unknown" in why else f"capture on {interface}"
+            what = (
+                "filter"
+                if "syntax error" in why or "expression" in why or "unknown" in why
+                else f"capture on {interface}"
+            )
             hint = "run as root, or give tcpdump the capability cap_net_raw" if "permi" in why.lower() else ""
             fatal.append(Gap(what, why, hint))
             break
