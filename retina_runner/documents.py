@@ -42,7 +42,9 @@ _RADIX = re.compile(r"[-+]?0[xob][0-9a-fA-F_]+\Z")
 _DATE = re.compile(r"\d{4}-\d\d?-\d\d?(?:[Tt ].*)?\Z")
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9]\d*)\Z")
 _FLOAT = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+(?:\.\d*)?[eE][-+]?\d+)\Z")
-_SECRET_TEXT = re.compile(r"(?i)[?&](?:sig|x-amz-signature|x-amz-credential)=|://[^/\s:@]+:[^/\s@]+@|accountkey=|sharedaccesssignature=")
+_SECRET_TEXT = re.compile(
+    r"(?i)[?&](?:sig|x-amz-signature|x-amz-credential)=|://[^/\s:@]+:[^/\s@]+@|accountkey=|sharedaccesssignature="
+)
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,9 @@ def parse_document(content: bytes, name: str, dialect: Dialect = Dialect.STRICT)
             what = "there is a second document (---) in the file; one is allowed"
         elif "cannot start any token" in what and "'\\t'" in what:
             what = "a tab; YAML indents with blanks"
-        raise DocumentError([Problem(name, line, column, "", what, _yaml_hint(lines, line), _excerpt(lines, line))]) from None
+        raise DocumentError(
+            [Problem(name, line, column, "", what, _yaml_hint(lines, line), _excerpt(lines, line))]
+        ) from None
     except (yaml.YAMLError, ValueError) as error:
         raise _whole(name, f"not YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:
@@ -184,7 +188,9 @@ class _Reader:
 
     def _problem(self, node: yaml.Node, path: Path_, message: str, hint: str = "") -> None:
         line, column = node.start_mark.line + 1, node.start_mark.column + 1
-        self._problems.append(Problem(self._name, line, column, dotted(path), message, hint, _excerpt(self._lines, line)))
+        self._problems.append(
+            Problem(self._name, line, column, dotted(path), message, hint, _excerpt(self._lines, line))
+        )
 
     def _value(self, node: yaml.Node, path: Path_) -> Any:
         import yaml
@@ -199,6 +205,7 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             self._check_tag(node, path, ("tag:yaml.org,2002:seq",))
             return [self._value(item, (*path, index)) for index, item in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)
         return self._scalar(node, path)
 
     def _check_tag(self, node: yaml.Node, path: Path_, allowed: tuple[str, ...]) -> None:
@@ -228,7 +235,9 @@ class _Reader:
             key = key_node.value
             here = (*path, key)
             if key_node.style is None and self._dialect is Dialect.STRICT and _BOOLEAN_11.match(key):
-                self._problem(key_node, path, f"the key {key} is a boolean in YAML 1.1 and text in 1.2", f'write "{key}"')
+                self._problem(
+                    key_node, path, f"the key {key} is a boolean in YAML 1.1 and text in 1.2", f'write "{key}"'
+                )
                 continue
             if key in first:
                 self._problem(key_node, here, f"the key {key} is here twice", f"the first is in line {first[key]}")
@@ -240,7 +249,7 @@ class _Reader:
             result.setdefault(key, value)
         return result
 
-    def _scalar(self, node: yaml.Node, path: Path_) -> Any:
+    def _scalar(self, node: yaml.ScalarNode, path: Path_) -> Any:
         text: str = node.value
         tag = node.tag
         if tag == "!vault" and self._dialect is Dialect.ANSIBLE:
@@ -270,14 +279,23 @@ class _Reader:
         quoted = f'write "{text}" for text'
         if _BOOLEAN_11.match(text):
             meant = "true" if text.lower() in ("yes", "on", "y") else "false"
-            self._problem(node, path, f"{text} is a boolean in YAML 1.1 and text in 1.2", f'write {meant}, or "{text}" for text')
+            self._problem(
+                node, path, f"{text} is a boolean in YAML 1.1 and text in 1.2", f'write {meant}, or "{text}" for text'
+            )
         elif _SEXAGESIMAL.match(text):
-            self._problem(node, path, f"{text} is a number to base 60 in YAML 1.1", f"{quoted}; durations are like 1h30m")
+            self._problem(
+                node, path, f"{text} is a number to base 60 in YAML 1.1", f"{quoted}; durations are like 1h30m"
+            )
         elif _OCTAL_11.match(text):
             self._problem(node, path, f"{text} is {int(text.replace('_', ''), 8)} in YAML 1.1 and {int(text.replace('_', ''))} in 1.2",
                           f"write the number without the leading zero, or \"{text}\" for text")  # fmt: skip
         elif _UNDERSCORED.match(text) or _RADIX.match(text):
-            self._problem(node, path, f"{text} is a number in some versions of YAML and text in others", f"write it in decimal, or {quoted}")
+            self._problem(
+                node,
+                path,
+                f"{text} is a number in some versions of YAML and text in others",
+                f"write it in decimal, or {quoted}",
+            )
         elif _DATE.match(text):
             self._problem(node, path, f"{text} is a date in YAML 1.1 and text in 1.2", quoted)
         elif text == "=" or text in (".inf", "-.inf", ".nan", ".Inf", ".NaN", ".INF", ".NAN"):

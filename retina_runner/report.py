@@ -126,7 +126,9 @@ class Fold:
         if identifier is None:
             self._run = _on_run(self._run, self._nodes, kind, event)
             return
-        node = self._nodes.get(identifier) or NodeReport(identifier, str(event.get("node", identifier)), str(event.get("capture", "")), "")
+        node = self._nodes.get(identifier) or NodeReport(
+            identifier, str(event.get("node", identifier)), str(event.get("capture", "")), ""
+        )
         self._nodes[identifier] = _on_node(node, kind, event)
 
     def node(self, identifier: str) -> NodeReport | None:

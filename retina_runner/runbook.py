@@ -154,7 +154,9 @@ def _list(value: Any, key: str) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _capture(document: Document, given: Mapping[str, Any], path: Path_, folder: Path, problems: list[Problem]) -> Capture:
+def _capture(
+    document: Document, given: Mapping[str, Any], path: Path_, folder: Path, problems: list[Problem]
+) -> Capture:
     entries: list[CollectorEntry] = []
     collect = given.get("collect", schema.load("runbook")["$defs"]["capture"]["properties"]["collect"]["default"])
     for index, item in enumerate(collect if isinstance(collect, list) else []):
@@ -165,10 +167,18 @@ def _capture(document: Document, given: Mapping[str, Any], path: Path_, folder: 
     return Capture(str(given.get("name") or ""), _nodes(nodes, folder), tuple(entries), path)
 
 
-def _entry(document: Document, item: Any, path: Path_, problems: list[Problem], before: list[str]) -> CollectorEntry | None:
+def _entry(
+    document: Document, item: Any, path: Path_, problems: list[Problem], before: list[str]
+) -> CollectorEntry | None:
     """One item of `collect`; None, with a problem noted, when it isn't one."""
     if isinstance(item, dict) and len(item) != 1:
-        problems.append(document.problem(path, f"expected one collector's name, found {len(item)} keys", "each collector is an item of its own: - name"))
+        problems.append(
+            document.problem(
+                path,
+                f"expected one collector's name, found {len(item)} keys",
+                "each collector is an item of its own: - name",
+            )
+        )
         return None
     if not isinstance(item, (str, dict)):
         return None  # the schema says so
@@ -176,7 +186,9 @@ def _entry(document: Document, item: Any, path: Path_, problems: list[Problem], 
     options = {} if isinstance(item, str) else item[name]
     if name not in schema.collectors():
         where = path if isinstance(item, str) else (*path, name)
-        problems.append(document.problem(where, f"there is no collector {name}", nearest(name, schema.collectors()), key=True))
+        problems.append(
+            document.problem(where, f"there is no collector {name}", nearest(name, schema.collectors()), key=True)
+        )
         return None
     inside = path if isinstance(item, str) else (*path, name)
     options = {} if options is None else options
@@ -204,7 +216,7 @@ def _relative(path: str, folder: Path) -> str:
 
 
 def _upload(given: Mapping[str, Any], path: Path_, folder: Path) -> Upload:
-    (kind, options), = given.items()
+    ((kind, options),) = given.items()
     if kind == "directory":
         return Upload(kind, {"path": str(folder / options)}, (*path, kind))
     return Upload(kind, options if isinstance(options, dict) else {"path": options}, (*path, kind))
@@ -215,9 +227,15 @@ def _name_problems(document: Document, captures: list[Capture]) -> list[Problem]
     seen: set[str] = set()
     for capture in captures:
         if len(captures) > 1 and not capture.name:
-            problems.append(document.problem(capture.path, "a capture needs a name when there are several", "for example name: clients"))
+            problems.append(
+                document.problem(
+                    capture.path, "a capture needs a name when there are several", "for example name: clients"
+                )
+            )
         elif capture.name in seen:
-            problems.append(document.problem((*capture.path, "name"), f"another capture has the name {capture.name} already"))
+            problems.append(
+                document.problem((*capture.path, "name"), f"another capture has the name {capture.name} already")
+            )
         if capture.name:
             seen.add(capture.name)
     return problems

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from retina_runner.bundle import data_directory
@@ -38,7 +38,7 @@ def collectors() -> tuple[str, ...]:
     return tuple(name.partition("/")[2] for name in names() if name.startswith("collectors/"))
 
 
-@lru_cache(maxsize=None)
+@cache
 def load(name: str) -> dict[str, Any]:
     """One shipped schema. Raises UsageError for a name that isn't one."""
     path = data_directory("schemas") / f"{name}.json"
@@ -48,13 +48,15 @@ def load(name: str) -> dict[str, Any]:
     return schema
 
 
-@lru_cache(maxsize=None)
+@cache
 def _validator(name: str) -> Any:
     from jsonschema import Draft202012Validator, FormatChecker
     from referencing import Registry, Resource
 
     formats = FormatChecker(formats=())
-    formats.checks("duration", raises=ValueError)(lambda value: not isinstance(value, str) or parse_duration(value) >= 0)
+    formats.checks("duration", raises=ValueError)(
+        lambda value: not isinstance(value, str) or parse_duration(value) >= 0
+    )
     formats.checks("size", raises=ValueError)(lambda value: not isinstance(value, str) or parse_size(value) >= 0)
     resources = [(BASE + n + ".json", Resource.from_contents(load(n))) for n in names()]
     registry: Any = Registry().with_resources(resources)
@@ -63,7 +65,10 @@ def _validator(name: str) -> Any:
 
 def violations(name: str, value: Any) -> list[str]:
     """What a plain value (not a document) violates, as `path: message`; for manifests, events and our own output."""
-    return [f"{error.json_path.removeprefix('$').lstrip('.')}: {error.message[:300]}" for error in _validator(name).iter_errors(value)]
+    return [
+        f"{error.json_path.removeprefix('$').lstrip('.')}: {error.message[:300]}"
+        for error in _validator(name).iter_errors(value)
+    ]
 
 
 def validate(document: Document, value: Any, name: str, at: Path_ = ()) -> list[Problem]:
@@ -104,7 +109,9 @@ def _leaves(errors: Iterator[ValidationError]) -> Iterator[ValidationError]:
 def _problem(document: Document, error: ValidationError, at: Path_) -> Problem:
     path: Path_ = (*at, *error.absolute_path)
     schema: Mapping[str, Any] = error.schema if isinstance(error.schema, dict) else {}
-    value, hint = error.instance, _example(schema)
+    value: Any = error.instance
+    hint = _example(schema)
+    expected: Any = error.validator_value
     if schema.get("x-secret"):
         # Whatever stands there may be the secret itself: neither the value nor its line is shown.
         problem = document.problem(path, "not a reference to a secret (the value isn't shown)", hint)
@@ -112,23 +119,23 @@ def _problem(document: Document, error: ValidationError, at: Path_) -> Problem:
     match error.validator:
         case "additionalProperties":
             known = list(schema.get("properties", {}))
-            unknown = next(k for k in error.instance if k not in known)
+            unknown = next(k for k in value if k not in known)
             return document.problem((*path, unknown), f"unknown key {unknown}", nearest(unknown, known), key=True)
         case "propertyNames":
             return document.problem((*path, value), f"{value!r} can't be a key here", hint, key=True)
         case "required":
-            missing = next(k for k in error.validator_value if k not in value)
+            missing = next(k for k in expected if k not in value)
             inner = schema.get("properties", {}).get(missing, {})
             return document.problem(path, f"the key {missing} is missing", _example(inner, missing), key=True)
         case "type":
-            expected = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
-            wanted = " or ".join(_TYPE_NAMES.get(t, t) for t in expected)
+            types = expected if isinstance(expected, list) else [expected]
+            wanted = " or ".join(_TYPE_NAMES.get(t, str(t)) for t in types)
             return document.problem(path, f"expected {wanted}, found {_shown(value)}", hint)
         case "format":
             reason = str(error.cause) if error.cause else f"{value!r} is not a {error.validator_value}"
             return document.problem(path, reason)
         case "enum":
-            return document.problem(path, f"{_shown(value)} is not one of the choices", nearest(str(value), error.validator_value))
+            return document.problem(path, f"{_shown(value)} is not one of the choices", nearest(str(value), expected))
         case "const":
             return document.problem(path, f"expected {error.validator_value!r}, found {_shown(value)}")
         case "pattern":
@@ -170,7 +177,9 @@ def _example(schema: Mapping[str, Any], key: str = "") -> str:
     return f"for example {key + ': ' if key else ''}{text}" if len(text) <= 80 else ""
 
 
-def _parts(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[tuple[str | int, Any, Mapping[str, Any]]]:
+def _parts(
+    value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]
+) -> Iterator[tuple[str | int, Any, Mapping[str, Any]]]:
     """(key or index, value, schema) of what is inside a value, for keys that the schema knows."""
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -194,7 +203,9 @@ def _bounds(document: Document, value: Any, schema: Mapping[str, Any], at: Path_
     return list(_walk_bounds(document, value, schema, schema, at))
 
 
-def _walk_bounds(document: Document, value: Any, schema: Mapping[str, Any], root: Mapping[str, Any], at: Path_) -> Iterator[Problem]:
+def _walk_bounds(
+    document: Document, value: Any, schema: Mapping[str, Any], root: Mapping[str, Any], at: Path_
+) -> Iterator[Problem]:
     read = {"duration": parse_duration, "size": parse_size}.get(str(schema.get("format")))
     if read is not None and isinstance(value, str):
         least = schema.get("x-minimum", "1s" if schema["format"] == "duration" else None)

@@ -79,5 +79,9 @@ def format_size(size_bytes: int) -> str:
             return f"{count}{unit}"
     for unit in ("TB", "GB", "MB", "kB"):
         if size_bytes >= _SIZE_UNITS[unit]:
-            return f"{size_bytes / _SIZE_UNITS[unit]:.3g}{unit}" if size_bytes < 999.5 * _SIZE_UNITS[unit] else f"{size_bytes // _SIZE_UNITS[unit]}{unit}"
+            return (
+                f"{size_bytes / _SIZE_UNITS[unit]:.3g}{unit}"
+                if size_bytes < 999.5 * _SIZE_UNITS[unit]
+                else f"{size_bytes // _SIZE_UNITS[unit]}{unit}"
+            )
     return f"{size_bytes}B"

@@ -59,7 +59,11 @@ def resolve(document: Document, extra: Mapping[str, tuple[Any, str]]) -> tuple[A
     for name, given in declared.items():
         place: Path_ = ("vars", name)
         if not NAME.match(name):
-            problems.append(document.problem(place, f"{name!r} is not a variable's name", "letters, digits and _ make one", key=True))
+            problems.append(
+                document.problem(
+                    place, f"{name!r} is not a variable's name", "letters, digits and _ make one", key=True
+                )
+            )
             continue
         if name in extra:
             variables[name] = extra[name][0]
@@ -68,9 +72,13 @@ def resolve(document: Document, extra: Mapping[str, tuple[Any, str]]) -> tuple[A
     for name, (_, origin) in extra.items():
         if name not in declared:
             raise_hint = nearest(name, declared)
-            problems.append(Problem(document.name, 0, 0, "", f"{origin}: the runbook has no variable {name}", raise_hint))
+            problems.append(
+                Problem(document.name, 0, 0, "", f"{origin}: the runbook has no variable {name}", raise_hint)
+            )
     if isinstance(value, dict):
-        value = {k: variables if k == "vars" else _put_in(document, v, (k,), variables, problems) for k, v in value.items()}
+        value = {
+            k: variables if k == "vars" else _put_in(document, v, (k,), variables, problems) for k, v in value.items()
+        }
     return value, variables, problems
 
 
@@ -90,7 +98,9 @@ def _put_in(document: Document, value: Any, path: Path_, variables: Mapping[str,
             return "${"
         name = found[1]
         if name is None or not NAME.match(name):
-            problems.append(document.problem(path, "a ${ that isn't a variable", "write ${name}, or $${ for a literal ${"))
+            problems.append(
+                document.problem(path, "a ${ that isn't a variable", "write ${name}, or $${ for a literal ${")
+            )
             return ""
         if name not in variables:
             hint = nearest(name, variables) or "declare it under vars, or give it with -e"
@@ -98,10 +108,10 @@ def _put_in(document: Document, value: Any, path: Path_, variables: Mapping[str,
             return ""
         inserted = variables[name]
         if isinstance(inserted, (dict, list)) or inserted is None:
-            problems.append(document.problem(path, f"the variable {name} isn't a single value, so it can't stand inside text"))
+            problems.append(
+                document.problem(path, f"the variable {name} isn't a single value, so it can't stand inside text")
+            )
             return ""
         return str(inserted).lower() if isinstance(inserted, bool) else str(inserted)
 
     return _REFERENCE.sub(one, value)
-
-

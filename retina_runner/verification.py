@@ -65,7 +65,9 @@ class _Inflater(io.RawIOBase):
                     raise _Damaged(f"truncated: the compressed data ends after {self._file.tell()} bytes of the file")
                 self._rest = self._inflate.decompress(chunk, _CHUNK)
         except zlib.error as error:
-            raise _Damaged(f"altered or not gzip, near byte {self._file.tell()}: {str(error).partition(': ')[2] or error}") from None
+            raise _Damaged(
+                f"altered or not gzip, near byte {self._file.tell()}: {str(error).partition(': ')[2] or error}"
+            ) from None
         count = min(len(buffer), len(self._rest))
         buffer[:count] = self._rest[:count]
         self._rest = self._rest[count:]
@@ -121,12 +123,16 @@ def _walk(path: Path, inflater: _Inflater, found: _Findings) -> None:
         if number == 0:
             top, name = _split(member.name)
             if name != "manifest.json" or member.size > MOST_MANIFEST_BYTES:
-                raise _Damaged(f"the first member is {member.name}, not a manifest.json; this isn't an archive of retina-run")
+                raise _Damaged(
+                    f"the first member is {member.name}, not a manifest.json; this isn't an archive of retina-run"
+                )
             expected = _read_manifest(tar, member, found)
             assert found.manifest is not None
             if found.manifest["base"] != top or path.name not in (f"{top}.tar.gz", f"{top}.tar.gz.part"):
                 found.problems.append(f"the file is named {path.name}, but it is the archive {found.manifest['base']}")
-            inflater.limit_bytes = inflater.given + sum(f["size_bytes"] + 2048 for f in expected.values()) + _TAR_OVERHEAD
+            inflater.limit_bytes = (
+                inflater.given + sum(f["size_bytes"] + 2048 for f in expected.values()) + _TAR_OVERHEAD
+            )
             continue
         _check_member(tar, member, top, expected, found)
     if found.manifest is None:
@@ -161,7 +167,9 @@ def _read_manifest(tar: tarfile.TarFile, member: tarfile.TarInfo, found: _Findin
     return {f["path"]: f for f in manifest["files"]}
 
 
-def _check_member(tar: tarfile.TarFile, member: tarfile.TarInfo, top: str, expected: dict[str, dict[str, Any]], found: _Findings) -> None:
+def _check_member(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, top: str, expected: dict[str, dict[str, Any]], found: _Findings
+) -> None:
     folder, name = _split(member.name)
     file = expected.pop(name, None) if folder == top else None
     if file is None:
@@ -221,7 +229,7 @@ def unpack(path: str | Path, into: str | Path) -> Path:
     checked = verify_archive(path)
     if not checked.ok or checked.manifest is None:
         raise ArchiveError(f"{path}: {'; '.join(checked.problems)}")
-    folder = Path(into) / checked.manifest["base"]
+    folder = Path(into) / str(checked.manifest["base"])
     try:
         folder.mkdir(mode=0o700, parents=True)
         with open(path, "rb") as file:

@@ -259,7 +259,7 @@ class ArchiveWriter:
             _copy(self._file, target)
         self._file.close()
         os.replace(str(larger), str(self.path))
-        self._file = open(str(self.path), "r+b", buffering=0)
+        self._file = open(str(self.path), "r+b", buffering=0)  # noqa: SIM115 - closed by finish or abandon
 
     def _write_all(self, data: bytes) -> None:
         while data:

@@ -14,7 +14,18 @@ COUNTER, GAUGE = "counter", "gauge"
 Key = Tuple[str, Tuple[Tuple[str, str], ...]]
 Snapshot = Dict[Key, Tuple[int, str]]
 
-_GAUGES = {"CurrEstab", "Forwarding", "DefaultTTL", "RtoAlgorithm", "RtoMin", "RtoMax", "MaxConn", "backlog", "qlen", "entries"}
+_GAUGES = {
+    "CurrEstab",
+    "Forwarding",
+    "DefaultTTL",
+    "RtoAlgorithm",
+    "RtoMin",
+    "RtoMax",
+    "MaxConn",
+    "backlog",
+    "qlen",
+    "entries",
+}
 """Names in the files below that aren't counters: RFC 4293 and 4022 say which, and the queue lengths."""
 _SOFTNET = {0: "processed", 1: "dropped", 2: "time_squeeze", 9: "received_rps", 10: "flow_limit_count", 11: "backlog"}
 """Columns of /proc/net/softnet_stat, net/core/net-procfs.c; all hexadecimal. Column 12 is the CPU."""
@@ -25,7 +36,10 @@ _DEV_COLUMNS = (
 
 
 def _put(into: Snapshot, name: str, value: int, kind: str = "", **labels: str) -> None:
-    into[(name, tuple(sorted(labels.items())))] = (value, kind or (GAUGE if name.rpartition(".")[2] in _GAUGES else COUNTER))
+    into[(name, tuple(sorted(labels.items())))] = (
+        value,
+        kind or (GAUGE if name.rpartition(".")[2] in _GAUGES else COUNTER),
+    )
 
 
 def _integer(text: str) -> Any:
@@ -146,7 +160,11 @@ def parse_qdisc(text: str) -> Snapshot:
     for entry in entries if isinstance(entries, list) else []:
         if not isinstance(entry, dict):
             continue
-        labels = {"interface": str(entry.get("dev", "")), "qdisc": str(entry.get("kind", "")), "handle": str(entry.get("handle", ""))}
+        labels = {
+            "interface": str(entry.get("dev", "")),
+            "qdisc": str(entry.get("kind", "")),
+            "handle": str(entry.get("handle", "")),
+        }
         if entry.get("parent"):
             labels["parent"] = str(entry["parent"])
         for name in ("bytes", "packets", "drops", "overlimits", "requeues", "backlog", "qlen"):
@@ -202,8 +220,13 @@ def delta(source: str, before: Snapshot, after: Snapshot) -> List[Dict[str, Any]
             value = (later or earlier or (0, ""))[0]
             if not value:
                 continue
-            entry.update(before=earlier[0] if earlier else None, after=later[0] if later else None,
-                         delta=value if earlier is None else None, kind=kind, status="appeared" if earlier is None else "vanished")  # fmt: skip
+            entry.update(
+                before=earlier[0] if earlier else None,
+                after=later[0] if later else None,
+                delta=value if earlier is None else None,
+                kind=kind,
+                status="appeared" if earlier is None else "vanished",
+            )
         else:
             change, status = _change(earlier[0], later[0], kind)
             if not change and status == "ok":

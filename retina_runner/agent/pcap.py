@@ -215,6 +215,8 @@ def packets(source: bytes) -> Sequence[Tuple[int, bytes]]:
     found, at = [], HEADER_BYTES
     while at + RECORD_BYTES <= len(source):
         seconds, fraction, captured, _ = struct.unpack_from(endian + "IIII", source, at)
-        found.append((seconds * 1_000_000_000 + fraction * unit, source[at + RECORD_BYTES : at + RECORD_BYTES + captured]))
+        found.append(
+            (seconds * 1_000_000_000 + fraction * unit, source[at + RECORD_BYTES : at + RECORD_BYTES + captured])
+        )
         at += RECORD_BYTES + captured
     return found

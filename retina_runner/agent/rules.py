@@ -178,7 +178,11 @@ def _pair(key: Tuple[str, str, str], old: List[Rule], new: List[Rule]) -> List[R
             deltas.append(RuleDelta(*key, copy, 0, 0, "removed", earlier.position, None, ambiguous))
             continue
         packets, size, status = _count(earlier, later)
-        deltas.append(RuleDelta(*key, copy, packets, size, status, earlier.position if earlier else None, later.position, ambiguous))
+        deltas.append(
+            RuleDelta(
+                *key, copy, packets, size, status, earlier.position if earlier else None, later.position, ambiguous
+            )
+        )
     return deltas
 
 
@@ -207,7 +211,11 @@ def _pair_copies(old: List[Rule], new: List[Rule]) -> List[Tuple[Optional[Rule],
     i, j = len(fewer), len(more)
     while j:
         backwards = _runs_backwards(fewer[i - 1], more[j - 1], fewer is old) if i else 0
-        taken = i and best[i - 1][j - 1] != impossible and best[i][j] == (best[i - 1][j - 1][0] + backwards, best[i - 1][j - 1][1])
+        taken = (
+            i
+            and best[i - 1][j - 1] != impossible
+            and best[i][j] == (best[i - 1][j - 1][0] + backwards, best[i - 1][j - 1][1])
+        )
         one = fewer[i - 1] if taken else None
         pairs.append((one, more[j - 1]) if fewer is old else (more[j - 1], one))
         i, j = (i - 1, j - 1) if taken else (i, j - 1)

@@ -62,18 +62,38 @@ COUNTERS: Tuple[Item, ...] = (
     Item("softirqs", (file("/proc/softirqs"),), counters.parse_softirqs, per_netns=False),
     Item(
         "conntrack-stats",
-        (command("conntrack", "-S", needs=("nf_conntrack", "nfnetlink", "nf_conntrack_netlink")), file("/proc/net/stat/nf_conntrack")),
+        (
+            command("conntrack", "-S", needs=("nf_conntrack", "nfnetlink", "nf_conntrack_netlink")),
+            file("/proc/net/stat/nf_conntrack"),
+        ),
         counters.parse_conntrack,
         optional=True,
     ),
-    Item("conntrack-count", (file("/proc/sys/net/netfilter/nf_conntrack_count"),), counters.parse_number("conntrack.count"), optional=True),
+    Item(
+        "conntrack-count",
+        (file("/proc/sys/net/netfilter/nf_conntrack_count"),),
+        counters.parse_number("conntrack.count"),
+        optional=True,
+    ),
     Item("tc-qdisc", (command("tc", "-s", "-j", "qdisc", "show"),), counters.parse_qdisc),
 )
 
 DESCRIPTIVE: Tuple[Item, ...] = (
-    Item("ip-addr", (command("ip", "-d", "-j", "addr", "show"), command("ip", "addr", "show"), file("/proc/net/if_inet6"))),
-    Item("ip-link", (command("ip", "-d", "-s", "-s", "-j", "link", "show"), command("ip", "-s", "link", "show"), file("/proc/net/dev"))),
-    Item("ip-neigh", (command("ip", "-s", "-j", "neigh", "show"), command("ip", "neigh", "show"), file("/proc/net/arp"))),
+    Item(
+        "ip-addr",
+        (command("ip", "-d", "-j", "addr", "show"), command("ip", "addr", "show"), file("/proc/net/if_inet6")),
+    ),
+    Item(
+        "ip-link",
+        (
+            command("ip", "-d", "-s", "-s", "-j", "link", "show"),
+            command("ip", "-s", "link", "show"),
+            file("/proc/net/dev"),
+        ),
+    ),
+    Item(
+        "ip-neigh", (command("ip", "-s", "-j", "neigh", "show"), command("ip", "neigh", "show"), file("/proc/net/arp"))
+    ),
     Item("ip-route", (command("ip", "-4", "-d", "-j", "route", "show", "table", "all"), file("/proc/net/route"))),
     Item("ip6-route", (command("ip", "-6", "-d", "-j", "route", "show", "table", "all"), file("/proc/net/ipv6_route"))),
     Item("ip-rule", (command("ip", "-4", "-j", "rule", "show"),)),
@@ -112,14 +132,28 @@ DESCRIPTIVE: Tuple[Item, ...] = (
     Item("resolv.conf", (file("/etc/resolv.conf"),), optional=True, per_netns=False),
     Item("hosts", (file("/etc/hosts"),), optional=True, per_netns=False),
     Item("nsswitch.conf", (file("/etc/nsswitch.conf"),), optional=True, per_netns=False),
-    Item("time-sync", (command("chronyc", "-n", "tracking"), command("timedatectl", "show")), optional=True, per_netns=False),
+    Item(
+        "time-sync",
+        (command("chronyc", "-n", "tracking"), command("timedatectl", "show")),
+        optional=True,
+        per_netns=False,
+    ),
     Item("bpf-programs", (command("bpftool", "-j", "prog", "show"),), optional=True, per_netns=False),
     Item("bpf-net", (command("bpftool", "-j", "net", "show"),), optional=True),
     Item("wireguard", (command("wg", "show", needs=("wireguard",)),), optional=True),
 )
 CONNTRACK_TABLE = Item(
     "conntrack-table",
-    (command("conntrack", "-L", "-o", "extended", needs=("nf_conntrack", "nfnetlink", "nf_conntrack_netlink")), file("/proc/net/nf_conntrack")),
+    (
+        command("conntrack", "-L", "-o", "extended", needs=("nf_conntrack", "nfnetlink", "nf_conntrack_netlink")),
+        file("/proc/net/nf_conntrack"),
+    ),
 )
-ETHTOOL = {"ethtool-driver": "-i", "ethtool-features": "-k", "ethtool-ring": "-g", "ethtool-coalesce": "-c", "ethtool-pause": "-a"}
+ETHTOOL = {
+    "ethtool-driver": "-i",
+    "ethtool-features": "-k",
+    "ethtool-ring": "-g",
+    "ethtool-coalesce": "-c",
+    "ethtool-pause": "-a",
+}
 """Descriptive ethtool listings, made for each interface; those that a driver doesn't support are no gap."""

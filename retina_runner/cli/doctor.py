@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from retina_runner.agent import facts, process
-from retina_runner.executors.local import default_work_directory
 from retina_runner.errors import Exit
+from retina_runner.executors.local import default_work_directory
 from retina_runner.units import format_size
 
 TOOLS = {
@@ -43,9 +43,8 @@ def main(chosen: argparse.Namespace) -> int:
         print(f"  {'ok     ' if path else 'missing'}  {tool:10s} {said or 'for ' + purpose}")
     rights = facts.rights()
     capable = {"net_raw", "net_admin"} <= set(rights["capabilities"])
-    print(
-        f"  {'ok     ' if capable else 'missing'}  rights     {', '.join(rights['capabilities']) or 'no capability of the ones that captures need'}"
-    )
+    held = ", ".join(rights["capabilities"]) or "no capability of the ones that captures need"
+    print(f"  {'ok     ' if capable else 'missing'}  rights     {held}")
     work = Path(default_work_directory())
     free = shutil.disk_usage(work if work.exists() else work.parent).free
     print(f"  {'ok     ' if free > 1 << 30 else 'missing'}  disk       {format_size(free)} free for {work}")

@@ -129,7 +129,10 @@ def _run(resolved: Resolved, chosen: argparse.Namespace, uploads: Sequence[Uploa
             "event": "run-start", "run": directory.name, "runbook": resolved.runbook.name, "runbook_sha256": resolved.runbook.sha256,
             "version": __version__, "directory": str(directory.path), "duration_s": resolved.runbook.duration_s,
             "fail_on_loss": resolved.runbook.fail_on_loss, "pid": os.getpid(),
-            "nodes": [{"id": t.id, "node": t.node, "capture": t.capture, "executor": t.executor, "directory": t.directory} for t in targets],
+            "nodes": [
+                {"id": t.id, "node": t.node, "capture": t.capture, "executor": t.executor, "directory": t.directory}
+                for t in targets
+            ],
         }
     )  # fmt: skip
     with interrupts:

@@ -32,7 +32,9 @@ class Console:
         self._console = console or RichConsole(highlight=False, soft_wrap=True)
         self._since: dict[str, tuple[str, float]] = {}
         self._report = RunReport()
-        self._live = Live(console=self._console, refresh_per_second=REFRESH_PER_SECOND, transient=True, get_renderable=self._render)
+        self._live = Live(
+            console=self._console, refresh_per_second=REFRESH_PER_SECOND, transient=True, get_renderable=self._render
+        )
         self._live.start()
 
     def event(self, event: Mapping[str, Any], report: RunReport) -> None:

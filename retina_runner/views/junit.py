@@ -15,7 +15,13 @@ def junit(report: RunReport) -> str:
     root = ElementTree.Element("testsuites", name=_clean(report.run))
     totals = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
     for capture in dict.fromkeys(n.capture for n in report.nodes):
-        suite = ElementTree.SubElement(root, "testsuite", name=_clean(capture or report.runbook), timestamp=report.started[:19], time=f"{report.duration_s:g}")
+        suite = ElementTree.SubElement(
+            root,
+            "testsuite",
+            name=_clean(capture or report.runbook),
+            timestamp=report.started[:19],
+            time=f"{report.duration_s:g}",
+        )
         counts = dict.fromkeys(totals, 0)
         for node in report.nodes:
             if node.capture == capture:
@@ -44,7 +50,11 @@ def _node(suite: ElementTree.Element, node: NodeReport, counts: dict[str, int]) 
         case("archive")
     else:
         trouble = node.trouble
-        case("archive", "error", f"{trouble.what}: {trouble.why}" if trouble else f"no verified archive; the node is {node.state}")
+        case(
+            "archive",
+            "error",
+            f"{trouble.what}: {trouble.why}" if trouble else f"no verified archive; the node is {node.state}",
+        )
     for upload in node.uploads:
         case(f"upload {upload.target}", {"failed": "failure", "skipped": "skipped"}.get(upload.state, ""), upload.why)
 

@@ -32,11 +32,11 @@ class Lines:
         kind = event.get("event")
         if kind == "t0":
             self._say(event, f"T0 is {event['t0'][:19]}Z, in {event['lead_s']:.0f} s")
-        elif kind in ("node-failed", "limit", "warning", "clock", "lost", "reattached", "interrupted") or (
-            kind == "collector" and event.get("status") in ("failed", "skipped")
+        elif (
+            kind in ("node-failed", "limit", "warning", "clock", "lost", "reattached", "interrupted")
+            or (kind == "collector" and event.get("status") in ("failed", "skipped"))
+            or (self._verbose and kind not in ("progress", "phase"))
         ):
-            self._say(event, _words(event))
-        elif self._verbose and kind not in ("progress", "phase"):
             self._say(event, _words(event))
         ranks = [RANK.get(n.state, BETWEEN.get(n.state, -1)) for n in report.nodes]
         reached = min(ranks, default=-1)

@@ -59,13 +59,17 @@ def _rows(nodes: Iterable[NodeReport]) -> list[str]:
         )
     widths = [max(len(row[i]) for row in cells) for i in range(len(HEADINGS))]
     return [
-        "  ".join(c.rjust(w) if h in RIGHT else c.ljust(w) for c, w, h in zip(row, widths, HEADINGS, strict=True)).rstrip()
+        "  ".join(
+            c.rjust(w) if h in RIGHT else c.ljust(w) for c, w, h in zip(row, widths, HEADINGS, strict=True)
+        ).rstrip()
         for row in cells
     ]
 
 
 def _reasons(nodes: Iterable[NodeReport]) -> list[str]:
-    return [f"{plain(n.id)}: {n.verdict}: {plain(reason)}" for n in nodes if n.verdict != "complete" for reason in n.reasons]
+    return [
+        f"{plain(n.id)}: {n.verdict}: {plain(reason)}" for n in nodes if n.verdict != "complete" for reason in n.reasons
+    ]
 
 
 def _failures(nodes: Iterable[NodeReport]) -> Iterable[tuple[NodeReport, Trouble]]:

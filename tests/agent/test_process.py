@@ -46,10 +46,14 @@ def test_a_limit_ends_the_command_and_whatever_it_started(tmp_path: Path) -> Non
 
 def test_a_daemon_that_keeps_the_pipe_does_not_hold_us(tmp_path: Path) -> None:
     begun = time.monotonic()
-    outcome = process.run(["sh", "-c", f"setsid sleep 30 & echo $! > {tmp_path}/pid; echo done"], limit_s=10.0)
+    # The command goes on only when its daemon has a session of its own: before that, it would be ended with it.
+    daemon = f"setsid sh -c 'echo $$ > {tmp_path}/pid; mv {tmp_path}/pid {tmp_path}/ready; exec sleep 30'"
+    outcome = process.run(
+        ["sh", "-c", f"{daemon} & until [ -e {tmp_path}/ready ]; do sleep 0.02; done; echo done"], limit_s=10.0
+    )
     assert outcome.stdout == b"done\n"
     assert time.monotonic() - begun < 10
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    os.kill(int((tmp_path / "ready").read_text()), signal.SIGKILL)
 
 
 def test_output_is_cut_at_its_cap_and_the_command_still_ends() -> None:
@@ -76,10 +80,14 @@ def test_arguments_are_never_read_by_a_shell(argument: str) -> None:
 
 def test_a_process_dies_with_the_agent_that_started_it() -> None:
     """The agent is killed, so it can't clean up; the kernel does."""
-    script = "from retina_runner.agent import process; import time; print(process.spawn(['sleep', '1000']).pid, flush=True); time.sleep(1000)"
+    script = (
+        "from retina_runner.agent import process; import time;"
+        "print(process.spawn(['sleep', '1000']).pid, flush=True); time.sleep(1000)"
+    )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=REPOSITORY) as agent:
         assert agent.stdout is not None
         child = int(agent.stdout.readline())
-        assert alive(child)
+        # Until setpriv(1) has become the command, its parent-death signal may not be set yet.
+        eventually(lambda: Path(f"/proc/{child}/comm").read_text() == "sleep\n", "the child runs", 5)
         agent.kill()
     eventually(lambda: not alive(child), "the child is gone", 5)

@@ -49,7 +49,8 @@ def plan(**changes: Any) -> dict[str, Any]:
         "duration_s": 1.0, "t0": None, "ready_timeout_s": 20.0, "expiry_s": 60.0, "compression": "gzip",
         "limits": {"node_bytes": 10**9, "disk_free_percent": 0, "disk_free_bytes": 0, "nice": 10, "memory": 512 << 20},
         "collectors": [{"id": "command", "name": "command", "options": {
-            "argv": ["uname", "-a"], "when": ["before", "after"], "every": 10.0, "limit": 5.0, "output_limit": 4096, "ok_exit": [0], "env": {}}}],
+            "argv": ["uname", "-a"], "when": ["before", "after"], "every": 10.0, "limit": 5.0, "output_limit": 4096,
+            "ok_exit": [0], "env": {}}}],
     }  # fmt: skip
     return {**made, **changes}
 

@@ -51,7 +51,9 @@ class Command(Collector):
         options = self.context.options
         assert self._verdict is not None
         try:
-            outcome = self.context.run(self._argv, limit_s=options["limit"], output_limit_bytes=options["output_limit"], env=options["env"])
+            outcome = self.context.run(
+                self._argv, limit_s=options["limit"], output_limit_bytes=options["output_limit"], env=options["env"]
+            )
         except (process.MissingTool, OSError) as error:
             self._verdict.lower(PARTIAL, f"{when}: {error}")
             return

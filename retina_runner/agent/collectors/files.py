@@ -74,7 +74,9 @@ class Files(Collector):
     def _read(self, path: str, left: int) -> Tuple[bytes, bool]:
         """(content, whether it is only the end). Raises Gap for what isn't copied."""
         real = os.path.realpath(path)
-        if not self._options["allow_sensitive"] and any(fnmatch.fnmatchcase(p, s) for p in (path, real) for s in SENSITIVE):
+        if not self._options["allow_sensitive"] and any(
+            fnmatch.fnmatchcase(p, s) for p in (path, real) for s in SENSITIVE
+        ):
             raise Gap(path, "is known to hold secrets", "allow_sensitive: true copies it all the same")
         try:
             # The path as it resolved: a link to a file is followed once, knowingly; a link put there since isn't.

@@ -61,7 +61,9 @@ class Iptables(Collector):
     def prepare(self) -> None:
         self._sources = [s for s in SOURCES if s.family in self.context.options["families"] and self._usable(s)]
         if not self._sources:
-            self._sources = [s for s in PLAIN if s.family in self.context.options["families"] and self._usable(s, quietly=True)]
+            self._sources = [
+                s for s in PLAIN if s.family in self.context.options["families"] and self._usable(s, quietly=True)
+            ]
         if not self._sources:
             raise Gap("iptables", "no back end of iptables can be read here", HINT)
         self._slow("before")
@@ -72,11 +74,13 @@ class Iptables(Collector):
                 self.context.skip(source.program, "not installed", HINT)
             return False
         if not has_module(source.needs):
-            self.context.skip(source.name, f"the kernel module {source.needs} isn't loaded, so there are no such rules; loading it would change the node")
+            self.context.skip(
+                source.name,
+                f"the kernel module {source.needs} isn't loaded, so there are no such rules; loading it would change the node",
+            )
             return False
-        if source.tables and not self._prefix and not _content(source.tables):
-            return False  # the kernel has no legacy table: nothing to save, nothing missing
-        return True
+        # Where the kernel has no legacy table there is nothing to save, and nothing missing.
+        return not (source.tables and not self._prefix and not _content(source.tables))
 
     def begin(self) -> None:
         self._before = self._save_all()
@@ -90,7 +94,9 @@ class Iptables(Collector):
     def _run(self, argv: List[str]) -> Optional[process.Outcome]:
         """The command's outcome, or None with the reason noted."""
         try:
-            outcome = self.context.run([*self._prefix, *argv], limit_s=self._limit_s, output_limit_bytes=self._output_bytes)
+            outcome = self.context.run(
+                [*self._prefix, *argv], limit_s=self._limit_s, output_limit_bytes=self._output_bytes
+            )
         except process.MissingTool as missing:
             self.context.skip(argv[0], str(missing), HINT)
             return None
@@ -129,13 +135,18 @@ class Iptables(Collector):
         deltas: Dict[str, Any] = {}
         snapshots: Dict[str, Dict[str, Any]] = {"before": {}, "after": {}}
         for source in self._sources:
-            texts = [outcome.stdout.decode("utf-8", "replace") if outcome else None for outcome in (self._before.get(source.name), self._after.get(source.name))]
+            texts = [
+                outcome.stdout.decode("utf-8", "replace") if outcome else None
+                for outcome in (self._before.get(source.name), self._after.get(source.name))
+            ]
             for when, text in zip(("before", "after"), texts):
                 if text is not None:
                     self.context.write(f"state/{when}/{self._folder()}{source.name}.rules", text)
                     snapshots[when][source.name] = _typed(source, rules.parse(text))
             if texts[0] is None or texts[1] is None:
-                verdict.lower(PARTIAL, f"{source.name}: no counters from {'before' if texts[0] is None else 'after'} the window")
+                verdict.lower(
+                    PARTIAL, f"{source.name}: no counters from {'before' if texts[0] is None else 'after'} the window"
+                )
                 continue
             deltas[source.name] = self._delta(source, texts[0], texts[1], verdict)
         for when, snapshot in snapshots.items():
@@ -152,7 +163,10 @@ class Iptables(Collector):
         if "reset" in [d.status for d in found.rules] + [d.status for d in found.policies]:
             verdict.lower(UNKNOWN, f"{source.name}: counters were reset during the window")
         if first.odd_lines or second.odd_lines:
-            verdict.lower(UNKNOWN, f"{source.name}: lines that can't be read, such as {(first.odd_lines + second.odd_lines)[0][:80]!r}")
+            verdict.lower(
+                UNKNOWN,
+                f"{source.name}: lines that can't be read, such as {(first.odd_lines + second.odd_lines)[0][:80]!r}",
+            )
         return {
             "family": source.family,
             "backend": source.backend,

@@ -76,7 +76,9 @@ class NetworkState(Collector):
         names = [n for n in names if n not in ("lo", "bonding_masters")]
         most = self._options["interfaces"]
         if len(names) > most:
-            self.context.skip("ethtool", f"of {len(names)} interfaces only the first {most} were asked", "raise the option interfaces")
+            self.context.skip(
+                "ethtool", f"of {len(names)} interfaces only the first {most} were asked", "raise the option interfaces"
+            )
         return names[:most]
 
     # -- taking it ---------------------------------------------------------------------------------------------------
@@ -109,7 +111,12 @@ class NetworkState(Collector):
         items = [i for i in COUNTERS if self._wanted(i.name) and (i.per_netns or not namespace)]
         for interface in self._ethtool.get(namespace, []) if self._wanted("ethtool-statistics") else []:
             items.append(
-                Item(f"ethtool-statistics-{_safe(interface)}", (command("ethtool", "-S", interface),), counters.parse_ethtool(interface), optional=True)
+                Item(
+                    f"ethtool-statistics-{_safe(interface)}",
+                    (command("ethtool", "-S", interface),),
+                    counters.parse_ethtool(interface),
+                    optional=True,
+                )
             )
         return items
 
@@ -135,7 +142,9 @@ class NetworkState(Collector):
             return read_bounded(way.path, self._options["output_limit"])
         argv = list(way.argv) if way.argv else ["cat", way.path]
         prefix = ["ip", "netns", "exec", namespace] if namespace else []
-        outcome = self.context.run([*prefix, *argv], limit_s=self._options["command_limit"], output_limit_bytes=self._options["output_limit"])
+        outcome = self.context.run(
+            [*prefix, *argv], limit_s=self._options["command_limit"], output_limit_bytes=self._options["output_limit"]
+        )
         if not outcome.ok:
             raise RuntimeError(outcome.why())
         return outcome.stdout
@@ -177,7 +186,9 @@ class NetworkState(Collector):
                 pair = self._before.get((namespace, item.name)), self._after.get((namespace, item.name))
                 if pair[0] is None or pair[1] is None or item.parse is None:
                     if (pair[0] is None) != (pair[1] is None):
-                        verdict.lower(PARTIAL, f"{item.name}: only {'after' if pair[0] is None else 'before'} the window")
+                        verdict.lower(
+                            PARTIAL, f"{item.name}: only {'after' if pair[0] is None else 'before'} the window"
+                        )
                     continue
                 texts = [found[0].decode("utf-8", "replace") for found in pair if found is not None]
                 for entry in counters.delta(item.name, item.parse(texts[0]), item.parse(texts[1])):
@@ -208,11 +219,13 @@ def _settings(top: str, limit_bytes: int) -> bytes:
         for name in sorted(names):
             path = os.path.join(folder, name)
             try:
-                value = REDACTED if name in SECRET_SETTINGS else read_bounded(path, READ_BYTES).decode("utf-8", "replace")
+                value = (
+                    REDACTED if name in SECRET_SETTINGS else read_bounded(path, READ_BYTES).decode("utf-8", "replace")
+                )
             except OSError:
                 continue  # can only be written, or isn't for this user
             for line in value.splitlines() or [""]:
-                lines.append(f"{path[len('/proc/sys/'):].replace('/', '.')} = {line}\n")
+                lines.append(f"{path[len('/proc/sys/') :].replace('/', '.')} = {line}\n")
                 size += len(lines[-1])
             if size > limit_bytes:
                 return "".join(lines).encode()[:limit_bytes]
