@@ -72,6 +72,8 @@ class Record:
     collectors: Dict[str, Dict[str, Any]] = field(default_factory=dict)
     packets: Dict[str, int] = field(default_factory=dict)
     warnings: List[str] = field(default_factory=list)
+    capabilities: List[Dict[str, Any]] = field(default_factory=list)
+    programs: List[Dict[str, Any]] = field(default_factory=list)
 
 
 class Context:
@@ -149,6 +151,16 @@ class Context:
         """How many packets the pcap of this path holds; verification compares it with the file."""
         with self._lock:
             self.record.packets[path] = packets
+
+    def note_capabilities(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What each hook of each metric plugin could do here: {plugin, hook, status, why, hint}, for the manifest."""
+        with self._lock:
+            self.record.capabilities += [{"collector": self.node_id, **row} for row in rows]
+
+    def note_programs(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What each BPF program cost this node: {program, run_count, run_time_ns}, for the manifest."""
+        with self._lock:
+            self.record.programs += [{"collector": self.node_id, **row} for row in rows]
 
     def verdict(self, verdict: Verdict) -> Verdict:
         """Register the trust verdict of one artefact; it may still be lowered until the session ends."""

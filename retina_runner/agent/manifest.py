@@ -81,6 +81,8 @@ def render(*, plan: Plan, record: Record, base: str, host: Mapping[str, Any], fi
         "limits": plan.document["limits"],
         "collectors": record.collectors,
         "skipped": record.skipped,
+        "capabilities": record.capabilities,
+        "programs": record.programs,
         "warnings": record.warnings,
         "commands": record.commands,
         "phases": dict(phases),

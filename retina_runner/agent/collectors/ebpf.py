@@ -1,0 +1,182 @@
+"""ebpf: metric plugins that count from T0 to the end of the window, sampled on the way, written as totals and series.
+
+Sources are attached in `prepare` and zeroed at T0; whatever of them can't be had here is a row of the manifest and a gap,
+never a lost capture. What a source knows that it missed decides the verdict.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import asdict
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+from retina_runner.agent.collectors import Collector
+from retina_runner.agent.context import COMPLETE, LOSSY, PARTIAL, Context, Gap, Verdict, utc
+from retina_runner.agent.metrics import account, plugins, text
+from retina_runner.agent.metrics.model import FAILED, OK, Capability, ProgramCost, Sample, Scope, Source
+from retina_runner.agent.metrics.series import Series, Ticker
+from retina_runner.agent.metrics.sources import open_sources
+
+LATE_S = 1.0
+"""Counters that were zeroed later than this after T0 lack so much that the totals aren't the window's."""
+
+
+class Ebpf(Collector):
+    """See `Collector` for when each hook runs."""
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self._options = context.options
+        self._lock = threading.Lock()
+        self._sources: List[Tuple[Tuple[str, ...], Source]] = []
+        self._plugins: List[plugins.Plugin] = []
+        self._families: Dict[str, plugins.Family] = {}
+        self._capabilities: List[Capability] = []
+        self._ticker: Optional[Ticker] = None
+        self._series: Optional[Series] = None
+        self._zeroed = self._read = 0.0
+        self._samples: List[Sample] = []
+        self._loss: Dict[str, int] = {}
+        self._costs: List[ProgramCost] = []
+        self._unread: List[str] = []
+
+    # -- before T0 ---------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        scope = Scope(tuple(self._options["netns"]), self._options["scope"] == "node")
+        opened, self._plugins = open_sources(self._options["plugins"], scope, self._options, self.context.raw)
+        for names, source in opened:
+            self._sources.append((names, source))  # before anything is attached, so that `abandon` knows of it
+            try:
+                rows = source.prepare()
+            except Exception as error:
+                rows = [Capability(n, "", FAILED, f"{type(error).__name__}: {error}") for n in names]
+            self._capabilities += rows
+            if not any(r.status == OK for r in rows):
+                source.stop()
+                self._sources.remove((names, source))
+        self._tell_gaps()
+        if not self._sources:
+            worst = next((r for r in self._capabilities if r.status != OK), Capability("ebpf", "", FAILED))
+            raise Gap("ebpf", f"no plugin can be had here: {worst.plugin}: {worst.why}", worst.hint)
+        self._families = {**plugins.families(self._plugins), **account.FAMILIES}
+
+    def _tell_gaps(self) -> None:
+        self.context.note_capabilities([asdict(row) for row in self._capabilities])
+        for name in dict.fromkeys(row.plugin for row in self._capabilities):
+            rows = [r for r in self._capabilities if r.plugin == name]
+            if not any(r.status == OK for r in rows):
+                reasons = dict.fromkeys(f"{r.hook}: {r.why}" if r.hook else r.why for r in rows)
+                self.context.skip(f"plugin {name}", "; ".join(reasons), next((r.hint for r in rows if r.hint), ""))
+
+    def begin(self) -> None:
+        """The rehearsal zeroes; the real one has a thread do it, at T0 itself."""
+        self._zero()
+        if self.context.window is None:
+            return
+        self._series = Series(
+            self.context.place(self._path("series.jsonl")), self._families, self._options["series_limit"]
+        )
+        self._ticker = Ticker(self.context.window.t0, self._options["interval"], self._start, self._tick)
+        self._ticker.start()
+
+    def _zero(self) -> None:
+        with self._lock:
+            self._zeroed = time.time()
+            for _, source in self._sources:
+                source.zero()
+
+    def _start(self) -> None:
+        self._zero()
+        self._tick()
+
+    def _tick(self) -> None:
+        with self._lock:
+            now = time.time()
+            samples = [s for _, source in self._sources for s in source.sample()]
+        if self._series is not None:
+            self._series.write(now, now - self._zeroed, samples)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        if self._ticker is not None:
+            self._ticker.stop()
+        with self._lock:
+            self._read = time.time()
+            for names, source in self._sources:
+                try:
+                    self._samples += source.sample()
+                    for kind, number in source.loss().items():
+                        self._loss[kind] = self._loss.get(kind, 0) + number
+                    self._costs += source.cost()
+                except Exception as error:
+                    self._unread.append(f"{', '.join(names)}: {type(error).__name__}: {error}")
+        if self._series is not None:
+            self._series.write(self._read, self._read - self._zeroed, self._samples)
+
+    def finish(self) -> None:
+        self._stop()
+        self.context.note_programs([asdict(cost) for cost in self._costs])
+        samples = self._samples + account.samples(self._capabilities, self._costs, self._loss)
+        self.context.write(self._path("metrics.prom"), text.prometheus(samples, self._families))
+        self.context.write(
+            self._path("metrics.json"),
+            {
+                "format": 1,
+                "from": utc(self._zeroed),
+                "to": utc(self._read),
+                "plugins": {p.name: {"kind": p.kind, "summary": p.summary} for p in self._plugins},
+                "capabilities": [asdict(row) for row in self._capabilities],
+                "not_counted": self._loss,
+                "programs": [asdict(cost) for cost in self._costs],
+                "metrics": text.document(samples, self._families),
+            },
+        )
+        self._judge()
+
+    def _judge(self) -> None:
+        totals = self.context.verdict(Verdict(self._path("metrics.json"), COMPLETE, counts=dict(self._loss)))
+        lost = ", ".join(f"{kind} {number}" for kind, number in sorted(self._loss.items()) if number)
+        if lost:
+            totals.lower(LOSSY, f"not counted: {lost}")
+        for why in self._unread:
+            totals.lower(PARTIAL, f"can't be read at the end: {why}")
+        window = self.context.window
+        late_s = self._zeroed - window.t0 if window is not None else 0.0
+        if late_s > LATE_S:
+            totals.lower(PARTIAL, f"counting began {late_s:.1f} s after T0")
+        if self._series is None or self._ticker is None:
+            return
+        counts = {"lines": self._series.lines, "missed": self._ticker.missed}
+        series = self.context.verdict(Verdict(self._path("series.jsonl"), COMPLETE, counts=counts))
+        if self._series.cut:
+            series.lower(PARTIAL, f"series_limit, {self._options['series_limit']} B, was reached")
+        if self._ticker.trouble:
+            series.lower(PARTIAL, self._ticker.trouble)
+
+    def _path(self, name: str) -> str:
+        """A second entry of the same collector has its own folder."""
+        own = "" if self.context.node_id == "ebpf" else f"{self.context.node_id}/"
+        return f"metrics/{own}{name}"
+
+    def _stop(self) -> None:
+        if self._ticker is not None:
+            self._ticker.stop()
+        for _, source in self._sources:
+            source.stop()
+        if self._series is not None:
+            self._series.close()
+
+    def abandon(self) -> None:
+        self._stop()
+
+
+def problems(options: Mapping[str, Any]) -> Tuple[List[Gap], List[Gap]]:
+    """(nothing is fatal, a gap for each plugin that this agent lacks)."""
+    return [], [
+        Gap(f"plugin {name}", "this agent has no such plugin")
+        for name in options["plugins"]
+        if name not in plugins.names()
+    ]
