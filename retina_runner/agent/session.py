@@ -28,6 +28,8 @@ RELEASE_GRACE_S = 30.0
 BEGIN_MARGIN_S = 0.3
 BALLAST_BYTES = 4 << 20
 """Disk set aside at the start and given back when the disk is full, so that the archive can still be closed."""
+BALLAST_SHARE = 16
+"""It counts as the plan's own, so a plan of few bytes sets aside no more than this part of them."""
 
 
 class Abandoned(Exception):
@@ -169,7 +171,7 @@ class Session:
         ballast = self.workspace.raw / "ballast"
         try:
             with open(str(ballast), "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+                os.posix_fallocate(file.fileno(), 0, min(BALLAST_BYTES, self.plan.bounds.node_bytes // BALLAST_SHARE))
         except OSError:
             ballast.unlink()
 

@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Start-up of the command line: CPU time of `--help`, `version` and `check`, each beside a bare interpreter of the same Python.
+
+    python benchmarks/startup.py [--quick]
+
+Every round runs all commands once, in turn; the minimum of the rounds is compared, so that other work on the machine
+counts for little. CPU seconds are user + system of the process, by wait4(2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PEERS = {
+    "python -c pass": ["-c", "pass"],
+    "python -c 'import yaml, jsonschema'": ["-c", "import yaml, jsonschema"],
+    "retina-run --help": ["-m", "retina_runner", "--help"],
+    "retina-run version": ["-m", "retina_runner", "version"],
+    "retina-run check quickstart.yaml": ["-m", "retina_runner", "check", "runbooks/quickstart.yaml"],
+}
+
+
+def once(arguments: list[str]) -> tuple[float, float, int]:
+    """(wall seconds, CPU seconds, peak RSS in bytes) of one fresh process."""
+    begun = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, cwd=REPOSITORY)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, arguments
+    return time.perf_counter() - begun, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few rounds")
+    rounds = 3 if parser.parse_args().quick else 15
+    best: dict[str, tuple[float, float, int]] = {}
+    for _ in range(rounds):
+        for name, arguments in PEERS.items():
+            found = once(arguments)
+            before = best.get(name, found)
+            best[name] = (min(before[0], found[0]), min(before[1], found[1]), min(before[2], found[2]))
+    bare = best["python -c pass"]
+    print(f"minimum of {rounds} rounds; ratio of CPU to the bare interpreter")
+    for name, (wall, cpu, rss) in best.items():
+        print(f"{name:38s} wall {wall:6.3f} s   CPU {cpu:6.3f} s   x{cpu / bare[1]:5.1f}   RSS {rss / 1e6:5.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
