@@ -4,9 +4,10 @@
     python benchmarks/archive.py [--quick]      (as root: it makes two network namespaces)
 
 UDP of random bytes (they don't compress: 64 blocks of 1,400 B in turn are more than a deflate window) is sent over a veth
-pair until the pcap holds about the wanted size. The same traffic goes to a plain `tcpdump -w` that `tar czf` packs afterwards, in the same round. Printed for each
-size: seconds from the end of the window (for the peer: from SIGTERM) to the finished archive, the ratio, the packets lost
-by each, and the peak RSS of the agent by its own getrusage(2), which must not grow with the size.
+pair until the pcap holds about the wanted size. The same traffic goes to a plain `tcpdump -w` that `tar czf` packs
+afterwards, in the same round. Printed for each size: seconds from the end of the window (for the peer: from SIGTERM) to the
+finished archive, the ratio, the packets lost by each, and the peak RSS of the agent by its own getrusage(2), which must
+not grow with the size.
 """
 
 from __future__ import annotations
