@@ -9,6 +9,8 @@ What was measured with tcpdump 4.99 and is kept to here:
   them write `*.pcap` and `*.pcap<digits>` only.
 * Several `-i` capture on the last interface only: one process each.
 * `-C` with `-W` rewrites its files in place. A ring here is `-C` alone, whose names are unique, pruned by us.
+* libpcap's optimiser (1.10.3) miscompiles: of `(net fd00::/63) and (dst net fd00::/63)` it makes "from there and to
+  there". The filter runs as it was generated, `-O`, unless the kernel can't take a program of that length.
 * SIGUSR1 makes tcpdump print its counts while it runs.
 """
 
@@ -41,6 +43,8 @@ REST_BYTES = 256 << 20
 RUNAWAY_ROOM_BYTES = 64 << 20
 RING_STEP_BYTES = 1_000_000
 """tcpdump(8): the units of -C are millions of bytes."""
+MOST_INSTRUCTIONS = 4096
+"""BPF_MAXINSNS, linux/bpf_common.h: with a longer program libpcap filters in user space, where it would cost packets."""
 LISTENING = re.compile(rb"listening on ")
 COUNTS = re.compile(rb"(\d+) packets? (captured|received by filter|dropped by kernel|dropped by interface)")
 COUNT_NAMES = {
@@ -51,7 +55,9 @@ COUNT_NAMES = {
 }
 
 
-def argv(options: Mapping[str, Any], interface: str, target: str, *, as_root: bool = True) -> List[str]:
+def argv(
+    options: Mapping[str, Any], interface: str, target: str, *, as_root: bool = True, optimise: bool = False
+) -> List[str]:
     """The command for one interface. Pure, so that a plan can show exactly what will run.
 
     `options` are normalised (bytes); `expression` is the built filter, empty for everything.
@@ -75,7 +81,7 @@ def argv(options: Mapping[str, Any], interface: str, target: str, *, as_root: bo
     ring = options.get("ring")
     if ring:
         command += ["-C", str(ring["file_size"] // RING_STEP_BYTES)]
-    return command + _expression(options)
+    return command + (["-O"] if options.get("expression") and not optimise else []) + _expression(options)
 
 
 def _expression(options: Mapping[str, Any]) -> List[str]:
@@ -123,18 +129,20 @@ class Tcpdump(Collector):
         super().__init__(context)
         self._taps: List[_Tap] = []
         self._interfaces: List[str] = []
+        self._optimise: Dict[str, bool] = {}
 
     def prepare(self) -> None:
         if process.find("tcpdump") is None:
             raise Gap("tcpdump", "not installed", "apt-get install tcpdump, or dnf install tcpdump")
         self._interfaces = interfaces_of(self.context.options)
+        self._optimise = {name: _too_long(self.context.options, name) for name in self._interfaces}
 
     def begin(self) -> None:
         """Start listening. Before T0 is known this is the rehearsal: each tcpdump starts for real, and is stopped again."""
         self.abandon()
         try:
             for interface in self._interfaces:
-                tap = _Tap(self.context, interface, self._suffix(interface))
+                tap = _Tap(self.context, interface, self._suffix(interface), self._optimise[interface])
                 self._taps.append(tap)
                 tap.start()
             for tap in self._taps:
@@ -181,12 +189,12 @@ class Tcpdump(Collector):
 class _Tap:
     """One tcpdump on one interface, and the thread that reads its file while it grows."""
 
-    def __init__(self, context: Context, interface: str, suffix: str):
+    def __init__(self, context: Context, interface: str, suffix: str, optimise: bool):
         self._context, self._options, self.interface, self._suffix = context, context.options, interface, suffix
         # AppArmor's profile for tcpdump permits these names only; the interface's own name is in the log.
         self._file = context.raw / f"tap{suffix or '-1'}.pcap"
         self._log = context.raw / f"tap{suffix or '-1'}.log"
-        self._argv = argv(self._options, interface, str(self._file), as_root=os.geteuid() == 0)
+        self._argv = argv(self._options, interface, str(self._file), as_root=os.geteuid() == 0, optimise=optimise)
         self._process: Optional["subprocess.Popen[bytes]"] = None
         self._thread: Optional[threading.Thread] = None
         self._stopping = threading.Event()
@@ -519,7 +527,19 @@ def problems(options: Mapping[str, Any]) -> Tuple[List[Gap], List[Gap]]:
     return fatal, []
 
 
-def compile_argv(options: Mapping[str, Any], interface: str) -> Sequence[str]:
-    """Compile the filter for this interface's own link type and print the program; nothing is captured."""
+def compile_argv(options: Mapping[str, Any], interface: str, optimise: bool = True) -> Sequence[str]:
+    """Compile the filter for this interface's own link type and print the program; nothing is captured.
+
+    The optimiser also finds out that a filter can never match.
+    """
     command = ["ip", "netns", "exec", str(options["netns"])] if options.get("netns") else []
-    return [*command, "tcpdump", "-d", "-i", interface, "-s", str(options["snaplen"]), *_expression(options)]
+    flags = ["-d"] if optimise else ["-d", "-O"]
+    return [*command, "tcpdump", *flags, "-i", interface, "-s", str(options["snaplen"]), *_expression(options)]
+
+
+def _too_long(options: Mapping[str, Any], interface: str) -> bool:
+    """Whether the filter as generated is more than the kernel takes, so that only an optimised one can run there."""
+    if not options.get("expression"):
+        return False
+    program = process.run(compile_argv(options, interface, optimise=False), limit_s=READY_LIMIT_S)
+    return program.ok and len(program.stdout.splitlines()) > MOST_INSTRUCTIONS
