@@ -49,7 +49,11 @@ _SECRET_TEXT = re.compile(
 
 @dataclass(frozen=True)
 class Document:
-    """A read document. `text` is its source; `places` maps a path to (line, column) of the value, from 1."""
+    """A read document. `text` is its source; `places` maps a path to (line, column) of the value, from 1.
+
+    `problems` are of single values or keys, in a document that was asked for in spite of them: a reader that checks more
+    can then tell everything at once.
+    """
 
     name: str
     text: str
@@ -57,6 +61,7 @@ class Document:
     places: Mapping[Path_, tuple[int, int]]
     key_places: Mapping[Path_, tuple[int, int]]
     lines: tuple[str, ...] = field(repr=False, default=())
+    problems: tuple[Problem, ...] = ()
 
     def place(self, path: Iterable[str | int], key: bool = False) -> tuple[int, int]:
         """(line, column) of the value at the path, or of its key; of the nearest parent that has a place."""
@@ -101,8 +106,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return "there are " + ", ".join(known) if known and len(known) <= 30 else ""
 
 
-def load_document(path: str | Path, dialect: Dialect = Dialect.STRICT) -> Document:
-    """Read a file. Raises DocumentError with every problem of the file that YAML lets one find at once."""
+def load_document(path: str | Path, dialect: Dialect = Dialect.STRICT, *, with_problems: bool = False) -> Document:
+    """Read a file. Raises DocumentError with every problem of the file that YAML lets one find at once.
+
+    With `with_problems`, only for a file that can't be read as a whole; the other problems are the document's.
+    """
     name = str(path)
     try:
         with open(path, "rb") as file:
@@ -117,14 +125,16 @@ def load_document(path: str | Path, dialect: Dialect = Dialect.STRICT) -> Docume
         raise _whole(name, error.strerror or str(error)) from None
     if len(content) > MOST_BYTES:
         raise _whole(name, f"is larger than {MOST_BYTES} bytes, so it is hardly the file you mean")
-    return parse_document(content, name, dialect)
+    return parse_document(content, name, dialect, with_problems=with_problems)
 
 
 def _whole(name: str, message: str, hint: str = "") -> DocumentError:
     return DocumentError([Problem(name, 0, 0, "", message, hint)])
 
 
-def parse_document(content: bytes, name: str, dialect: Dialect = Dialect.STRICT) -> Document:
+def parse_document(
+    content: bytes, name: str, dialect: Dialect = Dialect.STRICT, *, with_problems: bool = False
+) -> Document:
     """As `load_document`, for content that is here already."""
     import yaml
 
@@ -158,7 +168,10 @@ def parse_document(content: bytes, name: str, dialect: Dialect = Dialect.STRICT)
         raise _whole(name, "is nested too deeply") from None
     if root is None:
         raise _whole(name, "is empty")
-    return _Reader(name, text, lines, dialect).read(root)
+    document = _Reader(name, text, lines, dialect).read(root)
+    if document.problems and not with_problems:
+        raise DocumentError(document.problems)
+    return document
 
 
 def _yaml_hint(lines: tuple[str, ...], line: int) -> str:
@@ -182,9 +195,9 @@ class _Reader:
 
     def read(self, root: yaml.Node) -> Document:
         value = self._value(root, ())
-        if self._problems:
-            raise DocumentError(self._problems)
-        return Document(self._name, self._text, value, self._places, self._key_places, self._lines)
+        return Document(
+            self._name, self._text, value, self._places, self._key_places, self._lines, tuple(self._problems)
+        )
 
     def _problem(self, node: yaml.Node, path: Path_, message: str, hint: str = "") -> None:
         line, column = node.start_mark.line + 1, node.start_mark.column + 1

@@ -103,17 +103,18 @@ class Runbook:
 def load_runbook(path: str | Path, extra_vars: Sequence[str] = ()) -> Runbook:
     """Read and check a runbook. Raises DocumentError with everything that is wrong in it, UsageError for bad `-e`."""
     extra = variables.parse_extra(extra_vars)
-    return _build(_load(path), Path(path).parent, extra)
+    return _build(_load(path, with_problems=True), Path(path).parent, extra)
 
 
 def parse_runbook(content: bytes, name: str, extra_vars: Sequence[str] = ()) -> Runbook:
     """As `load_runbook`, for text that is here already; relative paths are relative to the current directory."""
-    return _build(parse_document(content, name), Path(), variables.parse_extra(extra_vars))
+    return _build(parse_document(content, name, with_problems=True), Path(), variables.parse_extra(extra_vars))
 
 
 def _build(document: Document, folder: Path, extra: Mapping[str, tuple[Any, str]]) -> Runbook:
     value, known, problems = variables.resolve(document, extra)
-    # A value whose variable isn't set is empty now: to complain of that too would be the same cause twice.
+    problems = [*document.problems, *problems]
+    # A value that can't be read, or whose variable isn't set: to complain of what became of it would be the same cause twice.
     spoiled = {(p.line, p.column) for p in problems if p.line}
     problems += [p for p in schema.validate(document, value, "runbook") if (p.line, p.column) not in spoiled]
     captures: list[Capture] = []
@@ -123,7 +124,9 @@ def _build(document: Document, folder: Path, extra: Mapping[str, tuple[Any, str]
     problems += _name_problems(document, captures)
     problems += _secret_problems(document, value, ())
     if problems:
-        raise DocumentError([p for i, p in enumerate(problems) if p not in problems[:i]])
+        unread = {(p.line, p.column) for p in document.problems}
+        rest = [p for p in problems[len(document.problems) :] if (p.line, p.column) not in unread]
+        raise DocumentError(list(dict.fromkeys((*document.problems, *rest))))
     whole = schema.normalise(value, schema.load("runbook"))
     limits = whole["limits"]
     return Runbook(

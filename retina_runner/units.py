@@ -9,9 +9,9 @@ _SIZE_UNITS = {
     "B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4,
     "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4,
 }  # fmt: skip
-_DURATION = re.compile(r"(?:\d+(?:ms|s|m|h|d))+\Z")
+_DURATION = re.compile(r"(?:\d+(?:ms|s|m|h|d))+\Z", re.ASCII)
 _DURATION_PART = re.compile(r"(\d+)(ms|s|m|h|d)")
-_SIZE = re.compile(r"(\d+(?:\.\d{1,3})?) ?([A-Za-z]+)\Z")
+_SIZE = re.compile(r"(\d+(?:\.\d{1,3})?) ?([A-Za-z]+)\Z", re.ASCII)
 
 
 def parse_duration(text: str) -> float:
@@ -42,10 +42,12 @@ def parse_size(text: str) -> int:
     text = text.strip()
     found = _SIZE.match(text)
     if found and found[2] in _SIZE_UNITS:
-        size = float(found[1]) * _SIZE_UNITS[found[2]] if "." in found[1] else int(found[1]) * _SIZE_UNITS[found[2]]
-        if size != int(size):
+        whole, _, fraction = found[1].partition(".")
+        size: int
+        size, rest = divmod(int(whole + fraction) * _SIZE_UNITS[found[2]], 10 ** len(fraction))
+        if rest:
             raise ValueError(f"{text!r} is not a whole number of bytes")
-        return int(size)
+        return size
     if re.fullmatch(r"\d+", text):
         raise ValueError(f"{text!r} has no unit; did you mean {text}B, {text}kB or {text}MB?")
     if text.startswith("-"):
