@@ -12,7 +12,12 @@ from tests.lab import REPOSITORY, Lab, Run
 pytestmark = pytest.mark.root
 
 ENTRIES = {
-    "quickstart": ["manifest.json", "state/delta/iptables.json", "state/delta/network-state.json"],
+    "quickstart": [
+        "manifest.json",
+        "state/delta/iptables.json",
+        "state/delta/network-state.json",
+        "commands/command/during-00001.stdout",
+    ],
     "packet-loss": ["state/delta/iptables.json"],
     "dns-latency": ["files/before/etc/resolv.conf", "files/after/etc/nsswitch.conf"],
     "tcp-timeouts": ["commands/command/during-00000.stdout"],
