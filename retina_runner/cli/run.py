@@ -15,6 +15,7 @@ from typing import Any
 from retina_runner import __version__, planning
 from retina_runner.cli.resolve import Resolved, directory_of, link_of, resolve
 from retina_runner.errors import Exit, UploadError
+from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.fleet import Fleet, Target
 from retina_runner.report import Fold, exit_code, to_json
 from retina_runner.rundir import EventLog, RunDirectory
@@ -69,12 +70,20 @@ def _check(resolved: Resolved) -> int:
     status = Exit.OK
     for number, plan in enumerate(resolved.plans):
         link = link_of(resolved, plan)
-        link.connect()
-        link.install(resolved.agent)
         try:
-            answer = link.call("check", "--directory", resolved.work_directory, stdin=plan.text)
+            link.connect()
+            link.install(resolved.agent)
+            try:
+                answer = link.call("check", "--directory", resolved.work_directory, stdin=plan.text)
+            finally:
+                link.call("remove", directory_of(resolved, number))
+        except LinkRefused as refused:
+            answer = {"ok": False, "problems": [
+                {"severity": "fatal", "what": refused.what, "why": refused.why, "hint": refused.hint}]}  # fmt: skip
+        except LinkLost as lost:
+            answer = {"ok": False, "problems": [
+                {"severity": "fatal", "what": "connection", "why": str(lost), "hint": ""}]}  # fmt: skip
         finally:
-            link.call("remove", directory_of(resolved, number))
             link.close()
         print(f"{plan.id}: {'ok' if answer['ok'] else 'not possible'}")
         for problem in answer["problems"]:

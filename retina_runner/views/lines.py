@@ -15,7 +15,8 @@ from retina_runner.views.table import plain, table
 
 ORDER = ("checked", "ready", "capturing", "collecting", "archiving", "collected")
 RANK = {name: rank for rank, name in enumerate(ORDER)}
-BETWEEN = {"pending": -1, "preparing": 0, "waiting": 1, "fetching": 4, "partial": 5, "failed": 5, "abandoned": 5}
+BETWEEN = {"pending": -1, "preparing": 0, "waiting": 1, "fetching": 4, "partial": 5}
+OUT = ("failed", "abandoned")
 
 
 class Lines:
@@ -38,14 +39,15 @@ class Lines:
             or (self._verbose and kind not in ("progress", "phase"))
         ):
             self._say(event, _words(event))
-        ranks = [RANK.get(n.state, BETWEEN.get(n.state, -1)) for n in report.nodes]
-        reached = min(ranks, default=-1)
+        # A node that has dropped out has reached nothing, and nobody waits for it.
+        ranks = [RANK.get(n.state, BETWEEN.get(n.state, -1)) for n in report.nodes if n.state not in OUT]
+        reached, whole = min(ranks, default=-1), len(report.nodes)
         for rank in range(self._told + 1, reached + 1):
             name = ORDER[rank]
             count = sum(1 for r in ranks if r >= rank)
             if name == "collected":
                 count = sum(1 for n in report.nodes if n.state == "collected")
-            self._say(event, f"{name}: {count}/{len(ranks)} node{'s' if len(ranks) != 1 else ''}")
+            self._say(event, f"{name}: {count}/{whole} node{'s' if whole != 1 else ''}")
             self._told = rank
 
     def _say(self, event: Mapping[str, Any], text: str) -> None:

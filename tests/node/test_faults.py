@@ -411,3 +411,23 @@ def test_a_work_directory_of_somebody_else_is_not_trusted(lab: Lab, tmp_path: Pa
     run = Run(CAPTURE, tmp_path, netns=lab.a)
     assert run.end() == 2
     assert "may be written by others" in json.dumps(run.events) + run.stderr
+
+
+def test_a_work_directory_that_can_not_be_made_is_told_by_check_and_run(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "runbook.yaml").write_text(CAPTURE)
+    words = (
+        str(tmp_path / "runbook.yaml"),
+        "--output",
+        str(tmp_path / "runs"),
+        "--work-dir",
+        str(tmp_path / "file" / "x"),
+    )
+    checked = retina_run("--check", *words)
+    assert (checked.returncode, checked.stderr) == (2, "")
+    assert "not possible" in checked.stdout
+    assert "--work-dir" in checked.stdout
+    done = retina_run(*words)
+    assert done.returncode == 2
+    assert "--work-dir" in done.stdout
+    assert "capturing" not in done.stdout
