@@ -1,0 +1,48 @@
+"""`python -m tests.cluster up|down|status|kubectl …|node N …`: the test cluster by hand."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from tests.cluster import image, programs
+from tests.cluster.cluster import Cluster
+from tests.cluster.places import CLUSTER_NAME
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.cluster", description=__doc__)
+    parser.add_argument("--name", default=CLUSTER_NAME, help="the cluster's name (default: %(default)s)")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("build", help="build programs and images only")
+    verbs.add_parser("up", help="bring up what isn't up")
+    verbs.add_parser("down", help="stop everything and remove the cluster's state")
+    verbs.add_parser("state", help="nodes, pods, events and the ends of all logs")
+    kubectl = verbs.add_parser("kubectl", help="kubectl as the cluster's administrator")
+    kubectl.add_argument("argv", nargs=argparse.REMAINDER)
+    node = verbs.add_parser("node", help="run a command in a node's namespaces")
+    node.add_argument("number", type=int)
+    node.add_argument("argv", nargs=argparse.REMAINDER)
+    given = parser.parse_args()
+    if given.verb == "build":
+        print(programs.kubernetes(), programs.runtime(), image.pause_archive(), image.node_archive(), sep="\n")
+        return
+    cluster = Cluster(given.name)
+    if given.verb == "up":
+        cluster.up()
+    elif given.verb == "down":
+        cluster.down()
+    elif given.verb == "state":
+        print(cluster.state())
+    elif given.verb == "kubectl":
+        os.environ["KUBECONFIG"] = str(cluster.kubeconfig)
+        os.execv(programs.kubernetes() / "kubectl", ["kubectl", *given.argv])
+    else:
+        argv = [*cluster.on_node(given.number), *given.argv]
+        os.execvp(argv[0], argv)
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    main()

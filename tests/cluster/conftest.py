@@ -1,0 +1,69 @@
+"""The cluster that tests run on: the one that KUBECONFIG names, or the harness's own.
+
+Tests here carry the marker `cluster` and run only when `-m` asks for it. On a cluster of yours the image of
+`images/node/Containerfile` must be on every node, under the name that RETINA_RUN_NODE_IMAGE says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.api import Api
+from tests.cluster.cluster import Cluster
+from tests.cluster.image import NODE_IMAGE
+
+HERE = Path(__file__).resolve().parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Not run unless asked for, whatever else `-m` asks for; and with a limit that a bring-up fits in."""
+    ours = [item for item in items if item.get_closest_marker("cluster")]
+    if "cluster" not in (config.option.markexpr or ""):
+        config.hook.pytest_deselected(items=ours)
+        items[:] = [item for item in items if item not in ours]
+    for item in ours:
+        if not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Api]:
+    """A cluster with at least three ready nodes."""
+    given = os.environ.get("KUBECONFIG")
+    if given:
+        yield Api(Path(given), os.environ.get("RETINA_RUN_NODE_IMAGE") or NODE_IMAGE)
+        return
+    own = Cluster()
+    was_up = own.alive("control-plane")
+    try:
+        own.up()
+        yield own
+    finally:
+        if not was_up:
+            own.down()
+
+
+@pytest.fixture(scope="session")
+def own_cluster(cluster: Api) -> Cluster:
+    """The harness's own cluster: for tests that stop kubelets and API servers."""
+    if not isinstance(cluster, Cluster):
+        pytest.skip("stops parts of the cluster, which KUBECONFIG's owner may not like: unset KUBECONFIG")
+    return cluster
+
+
+@pytest.fixture
+def namespace(cluster: Api, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of the test's own."""
+    name = f"t-{os.getpid()}-{abs(hash(request.node.nodeid)) % 10**8}"
+    cluster.kubectl("create", "namespace", name)
+    try:
+        cluster.eventually(
+            lambda: cluster.get("serviceaccount", "default", "-n", name), f"{name} has its service account"
+        )
+        yield name
+    finally:
+        cluster.kubectl("delete", "namespace", name, "--wait=false")

@@ -1,0 +1,88 @@
+"""The programs of a cluster: Kubernetes and etcd built by Go from its module proxy, containerd, runc, CNI from Debian.
+
+Each set is made once for each version of its sources and kept in the cache. Debian's packages are unpacked, not
+installed: the machine keeps what it has.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.cluster.places import HERE, cache, call, digest
+
+SOURCES = HERE / "gomod"
+KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl", "etcd")
+PACKAGES = ("containerd", "runc", "containernetworking-plugins")
+GO_AT_LEAST = (1, 26)
+
+
+def kubernetes() -> Path:
+    """A directory with Kubernetes' programs, etcd and pause; the first call builds them, 15 to 20 minutes of CPU time."""
+    sources = sorted(p for p in SOURCES.rglob("*") if p.is_file())
+    built = cache() / f"kubernetes-{digest(sources)}"
+    if built.is_dir():
+        return built
+    go = _go()
+    version = _kubernetes_version()
+    major, minor = version[1:].split(".")[:2]
+    values = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
+    flags = "-s -w " + " ".join(f"-X k8s.io/component-base/version.{k}={v}" for k, v in values.items())
+    with tempfile.TemporaryDirectory(dir=cache()) as folder:
+        made = Path(folder) / "bin"
+        made.mkdir(mode=0o755)
+        for package, output in ((".", "kubernetes"), ("./pause", "pause")):
+            subprocess.run(
+                [go, "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", str(made / output), package],
+                cwd=SOURCES,
+                env={**os.environ, "CGO_ENABLED": "0"},
+                check=True,
+            )
+        for name in KUBERNETES:
+            (made / name).symlink_to("kubernetes")
+        os.rename(made, built)
+    return built
+
+
+def runtime() -> Path:
+    """A directory tree with Debian's containerd, runc and CNI plugins below `usr`."""
+    policy = call("apt-cache", "policy", *PACKAGES)
+    candidates = re.findall(r"Candidate: (\S+)", policy)
+    if len(candidates) != len(PACKAGES) or "(none)" in candidates:
+        raise RuntimeError(f"apt doesn't know all of {', '.join(PACKAGES)}: run apt-get update. It says:\n{policy}")
+    unpacked = cache() / f"runtime-{digest((), *candidates)}"
+    if unpacked.is_dir():
+        return unpacked
+    with tempfile.TemporaryDirectory(dir=cache()) as folder:
+        os.chmod(folder, 0o755)  # apt's own user must reach it
+        made = Path(folder) / "tree"
+        call("apt-get", "-o", "APT::Sandbox::User=root", "download", *PACKAGES, cwd=Path(folder))
+        for package in Path(folder).glob("*.deb"):
+            call("dpkg-deb", "-x", str(package), str(made))
+        os.rename(made, unpacked)
+    return unpacked
+
+
+def _go() -> str:
+    go = shutil.which("go")
+    wanted = ".".join(map(str, GO_AT_LEAST))
+    if go is None:
+        raise RuntimeError(
+            f"go {wanted} or newer builds the cluster's programs, and isn't installed: https://go.dev/dl"
+        )
+    found = re.search(r"go(\d+)\.(\d+)", call(go, "env", "GOVERSION"))
+    if found is None or (int(found[1]), int(found[2])) < GO_AT_LEAST:
+        raise RuntimeError(
+            f"the cluster's programs need go {wanted} or newer, {go} is {found[0] if found else 'unknown'}"
+        )
+    return go
+
+
+def _kubernetes_version() -> str:
+    found = re.search(r"k8s\.io/kubernetes (v\S+)", (SOURCES / "go.mod").read_text())
+    assert found, "go.mod requires k8s.io/kubernetes"
+    return found[1]
