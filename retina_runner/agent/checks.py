@@ -35,7 +35,7 @@ def check(plan: Plan, parent: Path) -> Dict[str, Any]:
             note("fatal", problem.what, problem.why, problem.hint, entry.id)
         for problem in gap:
             note("gap", problem.what, problem.why, problem.hint, entry.id)
-        gaps += 1 if gap else 0
+        gaps += any(problem.whole for problem in gap)
     if plan.entries and gaps == len(plan.entries):
         note("fatal", "collectors", "none of them can work here", "install what the lines above name")
     free, total = bounds.free_bytes(_existing(parent))

@@ -27,11 +27,14 @@ def worst(verdicts: Sequence[str]) -> str:
 
 
 class Gap(Exception):
-    """Something asked for can't be collected here. `what` names it, `why` says the reason, `hint` the next step."""
+    """Something asked for can't be collected here. `what` names it, `why` says the reason, `hint` the next step.
 
-    def __init__(self, what: str, why: str, hint: str = ""):
+    Said beforehand (`problems`), `whole` is whether the collector is of no use without it.
+    """
+
+    def __init__(self, what: str, why: str, hint: str = "", whole: bool = True):
         super().__init__(f"{what}: {why}" + (f" ({hint})" if hint else ""))
-        self.what, self.why, self.hint = what, why, hint
+        self.what, self.why, self.hint, self.whole = what, why, hint, whole
 
 
 @dataclass

@@ -228,15 +228,16 @@ def delta(source: str, before: Snapshot, after: Snapshot) -> List[Dict[str, Any]
                 status="appeared" if earlier is None else "vanished",
             )
         else:
-            change, status = _change(earlier[0], later[0], kind)
-            if not change and status == "ok":
+            moved_by, status = change(earlier[0], later[0], kind)
+            if not moved_by and status == "ok":
                 continue
-            entry.update(before=earlier[0], after=later[0], delta=change, kind=kind, status=status)
+            entry.update(before=earlier[0], after=later[0], delta=moved_by, kind=kind, status=status)
         moved.append(entry)
     return moved
 
 
-def _change(before: int, after: int, kind: str) -> Tuple[int, str]:
+def change(before: int, after: int, kind: str) -> Tuple[int, str]:
+    """(how far it went, `ok`, `wrapped` or `reset`); see `delta`."""
     if kind == GAUGE or after >= before:
         return after - before, "ok"
     # A counter that went back: a 32-bit one wraps near 2^32, and hardly travels half its range in one window.

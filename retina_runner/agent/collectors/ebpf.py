@@ -175,8 +175,7 @@ class Ebpf(Collector):
 
 def problems(options: Mapping[str, Any]) -> Tuple[List[Gap], List[Gap]]:
     """(nothing is fatal, a gap for each plugin that this agent lacks)."""
-    return [], [
-        Gap(f"plugin {name}", "this agent has no such plugin")
-        for name in options["plugins"]
-        if name not in plugins.names()
-    ]
+    wanted = options["plugins"]
+    lacking = [name for name in wanted if name not in plugins.names()]
+    whole = len(lacking) == len(wanted) and not options["files"]
+    return [], [Gap(f"plugin {name}", "this agent has no such plugin", whole=whole) for name in lacking]

@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from retina_runner.agent.context import utc
 from retina_runner.agent.metrics.model import Labels, Number, Sample
-from retina_runner.agent.metrics.plugins import Family
+from retina_runner.agent.metrics.plugins import GAUGE, Family
 from retina_runner.agent.metrics.text import _json_number, family_of
 
 
@@ -31,7 +31,9 @@ class Series:
         changed: List[Dict[str, Any]] = []
         for sample in samples:
             key = (sample.metric, sample.labels)
-            if self._last.get(key) == sample.value or not family_of(sample.metric, self._families).series:
+            family = family_of(sample.metric, self._families)
+            # A counter that never moved is 0 in every line, and in the totals.
+            if not family.series or sample.value == self._last.get(key, None if family.kind == GAUGE else 0):
                 continue
             changed.append(
                 {"metric": sample.metric, "labels": dict(sample.labels), "value": _json_number(sample.value)}
