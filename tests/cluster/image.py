@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.places import REPOSITORY, cache, call, digest
-from tests.cluster.programs import kubernetes
+from tests.cluster.programs import ARCHITECTURES, kubernetes
 
 NODE_IMAGE = "localhost/retina-run-node:test"
 PAUSE_IMAGE = "localhost/pause:test"
 CONTAINERFILE = REPOSITORY / "images" / "node" / "Containerfile"
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def packages(text: str) -> list[str]:

@@ -6,7 +6,9 @@ installed: the machine keeps what it has.
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -18,7 +20,8 @@ from tests.cluster.places import HERE, cache, call, digest
 SOURCES = HERE / "gomod"
 KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl", "etcd")
 PACKAGES = ("containerd", "runc", "containernetworking-plugins")
-GO_AT_LEAST = (1, 26)
+GO_AT_LEAST, GO_TOOLCHAIN = (1, 26), "go1.26.8"
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def kubernetes() -> Path:
@@ -39,7 +42,7 @@ def kubernetes() -> Path:
             subprocess.run(
                 [go, "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", str(made / output), package],
                 cwd=SOURCES,
-                env={**os.environ, "CGO_ENABLED": "0"},
+                env={**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"},
                 check=True,
             )
         for name in KUBERNETES:
@@ -68,18 +71,28 @@ def runtime() -> Path:
 
 
 def _go() -> str:
+    """A go that is new enough: the one on PATH, or the toolchain that an older one fetches as a module."""
     go = shutil.which("go")
-    wanted = ".".join(map(str, GO_AT_LEAST))
     if go is None:
-        raise RuntimeError(
-            f"go {wanted} or newer builds the cluster's programs, and isn't installed: https://go.dev/dl"
-        )
-    found = re.search(r"go(\d+)\.(\d+)", call(go, "env", "GOVERSION"))
-    if found is None or (int(found[1]), int(found[2])) < GO_AT_LEAST:
-        raise RuntimeError(
-            f"the cluster's programs need go {wanted} or newer, {go} is {found[0] if found else 'unknown'}"
-        )
-    return go
+        raise RuntimeError(f"go builds the cluster's programs: {GO_TOOLCHAIN} or newer, or any to fetch that one with")
+    found = re.search(r"go(\d+)\.(\d+)", call(go, "version"))
+    if found and (int(found[1]), int(found[2])) >= GO_AT_LEAST:
+        return go
+    toolchain = cache() / f"go-{GO_TOOLCHAIN}"
+    if not toolchain.is_dir():
+        system = f"linux-{ARCHITECTURES.get(platform.machine(), platform.machine())}"
+        with tempfile.TemporaryDirectory(dir=cache()) as folder:
+            fetched = call(
+                go, "mod", "download", "-json", f"golang.org/toolchain@v0.0.1-{GO_TOOLCHAIN}.{system}", cwd=Path(folder)
+            )
+            made = Path(folder) / "go"
+            shutil.copytree(json.loads(fetched)["Dir"], made, copy_function=shutil.copyfile)
+            for program in (*made.glob("bin/*"), *made.glob("pkg/tool/*/*")):
+                program.chmod(0o755)  # files of a module aren't executable
+            for directory in (made, *(p for p in made.rglob("*") if p.is_dir())):
+                directory.chmod(0o755)
+            os.rename(made, toolchain)
+    return str(toolchain / "bin" / "go")
 
 
 def _kubernetes_version() -> str:
