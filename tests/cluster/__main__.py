@@ -19,12 +19,12 @@ def main() -> None:
     verbs.add_parser("up", help="bring up what isn't up")
     verbs.add_parser("down", help="stop everything and remove the cluster's state")
     verbs.add_parser("state", help="nodes, pods, events and the ends of all logs")
-    kubectl = verbs.add_parser("kubectl", help="kubectl as the cluster's administrator")
-    kubectl.add_argument("argv", nargs=argparse.REMAINDER)
-    node = verbs.add_parser("node", help="run a command in a node's namespaces")
+    verbs.add_parser("kubectl", help="kubectl as the cluster's administrator, with what follows")
+    node = verbs.add_parser("node", help="run what follows in the namespaces of the node of that number")
     node.add_argument("number", type=int)
-    node.add_argument("argv", nargs=argparse.REMAINDER)
-    given = parser.parse_args()
+    given, rest = parser.parse_known_args()
+    if rest and given.verb not in ("kubectl", "node"):
+        parser.error(f"unknown: {' '.join(rest)}")
     if given.verb == "build":
         print(programs.kubernetes(), programs.runtime(), image.pause_archive(), image.node_archive(), sep="\n")
         return
@@ -37,9 +37,9 @@ def main() -> None:
         print(cluster.state())
     elif given.verb == "kubectl":
         os.environ["KUBECONFIG"] = str(cluster.kubeconfig)
-        os.execv(programs.kubernetes() / "kubectl", ["kubectl", *given.argv])
+        os.execv(programs.kubernetes() / "kubectl", ["kubectl", *rest])
     else:
-        argv = [*cluster.on_node(given.number), *given.argv]
+        argv = [*cluster.on_node(given.number), *rest]
         os.execvp(argv[0], argv)
 
 

@@ -15,6 +15,7 @@ import pytest
 from tests.cluster.api import Api
 from tests.cluster.cluster import Cluster
 from tests.cluster.image import NODE_IMAGE
+from tests.cluster.shop import Shop
 
 HERE = Path(__file__).resolve().parent
 
@@ -67,3 +68,11 @@ def namespace(cluster: Api, request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
     finally:
         cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def shop(cluster: Api, namespace: str) -> Shop:
+    """Client, server and bystander, running on three nodes."""
+    opened = Shop(cluster, namespace)
+    opened.open()
+    return opened
