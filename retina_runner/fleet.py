@@ -192,8 +192,10 @@ class Fleet:
         link.connect()
         link.install(self._agent)
         self._note_unclean(target, target.work_directory)
-        if not self._check(target):
+        worst = self._check(target)
+        if worst is not None:
             self._remove(target, quietly=True)
+            self._failed(target, worst["what"], worst["why"], worst["hint"])
             return
         clock = link.clock()
         self._checked.arrive(target.id)
@@ -224,16 +226,14 @@ class Fleet:
             pass
         self._bring_back(target, follower)
 
-    def _check(self, target: Target) -> bool:
+    def _check(self, target: Target) -> Mapping[str, str] | None:
+        """Ask the node whether it can do the plan; what keeps it from it, or None."""
         report = target.link.call("check", "--directory", target.work_directory, stdin=target.plan)
         problems = [{"what": p["what"], "why": p["why"], "hint": p["hint"]} for p in report["problems"]]
         self._say("node-check", target, ok=report["ok"], problems=problems,
                   facts={"kernel": report["host"]["kernel"], "distribution": report["host"]["distribution"],
                          "free_bytes": report["disk"]["free_bytes"]})  # fmt: skip
-        if not report["ok"]:
-            worst = next(p for p in report["problems"] if p["severity"] == "fatal")
-            self._failed(target, worst["what"], worst["why"], worst["hint"])
-        return bool(report["ok"])
+        return None if report["ok"] else next(p for p in report["problems"] if p["severity"] == "fatal")
 
     def _bring_back(self, target: Target, follower: _Follower) -> None:
         if follower.archive is not None:

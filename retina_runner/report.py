@@ -48,13 +48,17 @@ class UploadReport:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """One plan on one node. Bytes, packets and drops are the newest that are known."""
+    """One plan on one node. Bytes, packets and drops are the newest that are known.
+
+    `reach` is what a later runner needs to get there again (inventory.Connection as an object); None for this machine.
+    """
 
     id: str
     node: str
     capture: str
     executor: str
     directory: str = ""
+    reach: Mapping[str, Any] | None = None
     state: str = "pending"
     elapsed_s: float = 0.0
     total_s: float = 0.0
@@ -150,7 +154,9 @@ def _on_run(run: RunReport, nodes: dict[str, NodeReport], kind: str, event: Mapp
     match kind:
         case "run-start":
             for n in event.get("nodes", ()):
-                nodes[n["id"]] = NodeReport(n["id"], n["node"], n["capture"], n["executor"], n.get("directory", ""))
+                nodes[n["id"]] = NodeReport(
+                    n["id"], n["node"], n["capture"], n["executor"], n.get("directory", ""), n.get("reach")
+                )
             return replace(
                 run, run=event["run"], runbook=event["runbook"], runbook_sha256=event.get("runbook_sha256", ""),
                 version=event.get("version", ""), directory=event.get("directory", ""), pid=event.get("pid", 0),

@@ -21,7 +21,7 @@ class LocalNodes:
 
 @dataclass(frozen=True)
 class InventoryNodes:
-    """Hosts of inventories; paths are absolute or relative to the current directory."""
+    """Hosts of inventories; paths are absolute or relative to the current directory. None: those of the command line."""
 
     inventories: tuple[str, ...]
     hosts: str
@@ -205,8 +205,9 @@ def _entry(
 
 
 def _nodes(nodes: Any, folder: Path) -> Nodes:
-    if isinstance(nodes, dict) and "inventory" in nodes:
-        given = nodes["inventory"] if isinstance(nodes["inventory"], list) else [nodes["inventory"]]
+    if isinstance(nodes, dict) and ("inventory" in nodes or "hosts" in nodes):
+        named = nodes.get("inventory", [])
+        given = named if isinstance(named, list) else [named]
         return InventoryNodes(tuple(_relative(str(i), folder) for i in given), str(nodes.get("hosts", "all")))
     if isinstance(nodes, dict) and isinstance(nodes.get("kubernetes"), dict):
         return KubernetesNodes(nodes["kubernetes"])

@@ -1,4 +1,4 @@
-"""The agent's verbs: check, start, release, events, fetch, stop, remove, clock. One JSON object a line on stdout.
+"""The agent's verbs: check, start, release, events, alive, fetch, stop, remove, clock. One JSON object a line on stdout.
 
 Exit status 0 when the verb did what it says, 2 for a plan or directory that won't do, 1 for a bug (a traceback).
 """
@@ -29,6 +29,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         "start": "run the plan on stdin in DIRECTORY, detached",
         "release": "tell the agent T0: a JSON object on stdin",
         "events": "print the events of DIRECTORY",
+        "alive": "does an agent live in DIRECTORY?",
         "fetch": "print the archive's bytes",
         "stop": "end the window now and archive what is there",
         "remove": "end without an archive, and delete DIRECTORY",
@@ -146,6 +147,13 @@ def _events(chosen: argparse.Namespace) -> int:
     finally:
         if file is not None:
             file.close()
+    return 0
+
+
+def _alive(chosen: argparse.Namespace) -> int:
+    from retina_runner.agent.workspace import Workspace
+
+    _say({"ok": True, "alive": Workspace(chosen.directory).alive()})
     return 0
 
 

@@ -103,8 +103,10 @@ def parser() -> argparse.ArgumentParser:
 def _documents(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("runbook", metavar="RUNBOOK", help="a YAML runbook")
     verb.add_argument("-i", "--inventory", action="append", default=[], metavar="INVENTORY",
-                      help="an inventory for captures that name none")  # fmt: skip
-    verb.add_argument("--limit", metavar="PATTERN", help="only those of the runbook's nodes that match")
+                      help="hosts for captures that name no inventory: a file or folder, host1,host2, @connector")  # fmt: skip
+    verb.add_argument("--limit", metavar="PATTERN", help="only the runbook's nodes that match (web:&eu:!canary, @FILE)")
+    verb.add_argument("-f", "--forks", type=int, metavar="N",
+                      help="how many hosts are connected to and fetched from at a time (default: 50)")  # fmt: skip
     verb.add_argument("-e", "--extra-vars", action="append", default=[], metavar="KEY=VALUE|@FILE",
                       help="set variables of the runbook; may be repeated")  # fmt: skip
     verb.add_argument(

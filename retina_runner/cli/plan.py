@@ -8,7 +8,7 @@ import shlex
 
 from retina_runner import planning
 from retina_runner.agent import facts, process
-from retina_runner.cli.resolve import resolve
+from retina_runner.cli.resolve import resolve, work_directory_of
 from retina_runner.errors import Exit
 from retina_runner.units import format_size
 
@@ -25,7 +25,9 @@ def main(chosen: argparse.Namespace) -> int:
         print(f"\n{told['id']} ({told['executor']})")
         for command in told["commands"]:
             print(f"  {shlex.join(command)}")
-        print(f"  at most {format_size(told['worst_case_bytes'])} on the node's disk, in {resolved.work_directory}")
+        print(
+            f"  at most {format_size(told['worst_case_bytes'])} on the node's disk, in {work_directory_of(resolved, plan)}"
+        )
         if told["needs"]:
             lacking = sorted(set(told["needs"]) - set(here["capabilities"])) if plan.executor == "local" else []
             have = (

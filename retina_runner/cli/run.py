@@ -9,11 +9,12 @@ import signal
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from retina_runner import __version__, planning
-from retina_runner.cli.resolve import Resolved, directory_of, link_of, resolve
+from retina_runner.cli.resolve import Links, Resolved, directory_of, resolve, work_directory_of
 from retina_runner.errors import Exit, UploadError
 from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.fleet import Fleet, Target
@@ -68,13 +69,14 @@ def upload_targets(resolved: Resolved) -> tuple[UploadTarget, ...]:
 def _check(resolved: Resolved) -> int:
     """Ask every node whether it could; install the agent for that, and take it away again."""
     status = Exit.OK
+    links = Links(resolved.forks)
     for number, plan in enumerate(resolved.plans):
-        link = link_of(resolved, plan)
+        link = links.to(resolved.reach.get(plan.id), work_directory_of(resolved, plan))
         try:
             link.connect()
             link.install(resolved.agent)
             try:
-                answer = link.call("check", "--directory", resolved.work_directory, stdin=plan.text)
+                answer = link.call("check", "--directory", work_directory_of(resolved, plan), stdin=plan.text)
             finally:
                 link.call("remove", directory_of(resolved, number))
         except LinkRefused as refused:
@@ -93,12 +95,14 @@ def _check(resolved: Resolved) -> int:
             )
         if not answer["ok"]:
             status = Exit.UNTOUCHED
+    links.close()
     return status
 
 
 def _run(resolved: Resolved, chosen: argparse.Namespace, uploads: Sequence[UploadTarget]) -> int:
     directory = RunDirectory.create(Path(chosen.output), resolved.run)
     targets = []
+    links = Links(resolved.forks)
     for number, plan in enumerate(resolved.plans):
         directory.write(directory.plans / f"{plan.id.replace('/', '_')}.json", plan.text.decode())
         targets.append(
@@ -110,8 +114,8 @@ def _run(resolved: Resolved, chosen: argparse.Namespace, uploads: Sequence[Uploa
                 directory=directory_of(resolved, number),
                 plan=plan.text,
                 duration_s=resolved.runbook.duration_s,
-                link=link_of(resolved, plan),
-                work_directory=resolved.work_directory,
+                link=links.to(resolved.reach.get(plan.id), work_directory_of(resolved, plan)),
+                work_directory=work_directory_of(resolved, plan),
             )
         )
 
@@ -139,7 +143,8 @@ def _run(resolved: Resolved, chosen: argparse.Namespace, uploads: Sequence[Uploa
             "version": __version__, "directory": str(directory.path), "duration_s": resolved.runbook.duration_s,
             "fail_on_loss": resolved.runbook.fail_on_loss, "pid": os.getpid(),
             "nodes": [
-                {"id": t.id, "node": t.node, "capture": t.capture, "executor": t.executor, "directory": t.directory}
+                {"id": t.id, "node": t.node, "capture": t.capture, "executor": t.executor, "directory": t.directory,
+                 "reach": asdict(resolved.reach[t.id]) if t.id in resolved.reach else None}
                 for t in targets
             ],
         }
@@ -147,6 +152,7 @@ def _run(resolved: Resolved, chosen: argparse.Namespace, uploads: Sequence[Uploa
     with interrupts:
         for event in fleet.events():
             recorder.add(event)
+    links.close()
     remains = fleet.remains()
     if interrupts.received and remains:
         recorder.add({"event": "interrupted", "signal": interrupts.received, "remains": list(remains)})

@@ -18,8 +18,8 @@ HOMES = {
     "referencing": {"schema.py"},
     "rich": {"views/console.py"},
     "argcomplete": {"cli/__init__.py", "cli/completion.py"},
-    "paramiko": {"executors/ssh.py"},
-    "pyinfra": {"executors/ssh.py"},
+    "paramiko": {"executors/ssh_connect.py", "executors/ssh_channel.py", "inventory/reach.py"},
+    "pyinfra": {"inventory/pyinfra_source.py"},
 }
 """Each third-party library has one home, so that replacing it is one module's work."""
 OPTIONAL = {"isal": {"agent/archive.py"}, "bcc": {"agent/ebpf/worker.py"}}

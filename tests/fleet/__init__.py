@@ -1,0 +1,1 @@
+"""Real sshd's in namespaces."""

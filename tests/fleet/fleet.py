@@ -1,0 +1,180 @@
+"""A fleet of real sshd's on one machine: each node with its own network, mount, uts, ipc and pid namespace, hostname, host
+key, accounts and a private writable root (an overlay over this machine's). What a test does as root there stays there.
+
+Accounts: `root` (key), `diag` (key; sudo needs the password, which is `PASSWORD`), `ops` (key; sudo without one),
+`plain` (key; no sudo at all). Everything is removed by `close`, whatever happened.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+from tests.lab import eventually, sh
+
+PASSWORD = "diag-canary-6b1c"
+NODE_LIMIT_S = 90.0
+
+
+class Fleet:
+    """Nodes n1 … nN at 10.94.0.11 onwards, behind a bridge in a namespace of the fleet's own, where the runner runs too."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.prefix = f"rrt{os.getpid()}"
+        self.netns = f"{self.prefix}-f"
+        self.folder = Path(tempfile.mkdtemp(prefix="fleet-"))
+        self.folder.chmod(0o755)
+        self.key = self.folder / "id_ed25519"
+        self.known_hosts = self.folder / "known_hosts"
+        self._nodes: dict[int, subprocess.Popen[bytes]] = {}
+
+    # -- up and down -----------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Fleet:
+        try:
+            self._build()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _build(self) -> None:
+        sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key))
+        sh("ip", "netns", "add", self.netns)
+        for command in (
+            ["link", "set", "lo", "up"],
+            ["link", "add", "br0", "type", "bridge"],
+            ["addr", "add", "10.94.0.1/16", "dev", "br0"],
+            ["link", "set", "br0", "up"],
+        ):
+            sh("ip", "-n", self.netns, *command)
+        self._crypt = sh("openssl", "passwd", "-6", PASSWORD).strip()
+        for number in range(1, self.count + 1):
+            self._network(number)
+            self.start(number)
+        for number in range(1, self.count + 1):
+            eventually(partial(self.answers, number), f"sshd of n{number} answers", NODE_LIMIT_S)
+        self.write_known_hosts()
+
+    def _network(self, number: int) -> None:
+        name = f"{self.prefix}-{number}"
+        sh("ip", "netns", "add", name)
+        sh("ip", "-n", self.netns, "link", "add", f"v{number}", "type", "veth", "peer", "name", "eth0", "netns", name)
+        sh("ip", "-n", self.netns, "link", "set", f"v{number}", "master", "br0", "up")
+        for command in (
+            ["addr", "add", f"{self.address(number)}/16", "dev", "eth0"],
+            ["link", "set", "eth0", "up"],
+            ["link", "set", "lo", "up"],
+            ["route", "add", "default", "via", "10.94.0.1"],
+        ):
+            sh("ip", "-n", name, *command)
+
+    def start(self, number: int) -> None:
+        """Start (again) a node whose network is there; a node started anew has a fresh root."""
+        folder = self.folder / f"n{number}"
+        folder.mkdir(exist_ok=True)
+        if not (folder / "hostkey").exists():
+            sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "hostkey"))
+        script = Path(__file__).with_name("node.sh")
+        with open(folder / "log", "ab") as log:
+            self._nodes[number] = subprocess.Popen(
+                ["ip", "netns", "exec", f"{self.prefix}-{number}", "unshare", "--mount", "--uts", "--ipc", "--pid", "--fork",
+                 "--kill-child", "bash", str(script), f"n{number}", str(folder), f"{self.key}.pub", self._crypt],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._nodes.values():
+            process.send_signal(signal.SIGKILL)  # --kill-child takes the node's first process, and so all of them
+        for process in self._nodes.values():
+            process.wait()
+        for name in sh("ip", "netns").split():
+            if name == self.netns or (name.startswith(f"{self.prefix}-") and name.rpartition("-")[2].isdigit()):
+                sh("ip", "netns", "del", name, check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # -- nodes -----------------------------------------------------------------------------------------------------------
+
+    def address(self, number: int) -> str:
+        return f"10.94.{number // 200}.{10 + number % 200}"
+
+    def answers(self, number: int) -> bool:
+        process = self._nodes[number]
+        assert process.poll() is None, (self.folder / f"n{number}" / "log").read_text()
+        script = f"import socket; socket.create_connection(('{self.address(number)}', 22), 1).recv(4)"
+        return subprocess.run(
+            ["ip", "netns", "exec", self.netns, sys.executable, "-c", script], stderr=subprocess.DEVNULL, check=False
+        ).returncode == 0  # fmt: skip
+
+    def first_process(self, number: int) -> int:
+        """The pid, here, of the node's first process: its sshd."""
+        (unshare,) = _children(self._nodes[number].pid) or (0,)
+        return unshare
+
+    def run(self, number: int, *argv: str, check: bool = True) -> str:
+        """Run a command as root inside the node; its stdout."""
+        pid = str(self.first_process(number))
+        return sh("nsenter", "-t", pid, "-n", "-m", "-u", "-i", "-p", "-r", "-w", *argv, check=check)
+
+    def cut(self, number: int) -> None:
+        """The link goes silent: no RST, no FIN."""
+        sh("ip", "-n", self.netns, "link", "set", f"v{number}", "down")
+
+    def heal(self, number: int) -> None:
+        sh("ip", "-n", self.netns, "link", "set", f"v{number}", "up")
+
+    def left(self, number: int) -> list[str]:
+        """What agents have left on the node: files in their places, and processes."""
+        files = self.run(number, "find", "/var/tmp", "-mindepth", "1").split()
+        lines = self.run(number, "ps", "-eo", "pid,args").splitlines()
+        return files + [line for line in lines if "agent-" in line or "/raw/" in line]
+
+    # -- what a runner needs ---------------------------------------------------------------------------------------------
+
+    def write_known_hosts(self) -> None:
+        lines = [
+            f"{self.address(n)} {' '.join((self.folder / f'n{n}' / 'hostkey.pub').read_text().split()[:2])}\n"
+            for n in range(1, self.count + 1)
+        ]
+        self.known_hosts.write_text("".join(lines))
+
+    def inventory(self, path: Path, numbers: range | list[int] | None = None, **variables: str) -> Path:
+        """An inventory of these nodes, group `nodes`, with these variables besides what it takes to get in."""
+        every = {
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": str(self.key),
+            "retina_known_hosts": str(self.known_hosts),
+            "ansible_python_interpreter": "/usr/bin/python3",
+            **variables,
+        }
+        hosts = "".join(
+            f"        n{n}: {{ansible_host: {self.address(n)}}}\n" for n in numbers or range(1, self.count + 1)
+        )
+        lines = "".join(f"        {k}: {v}\n" for k, v in every.items())
+        path.write_text(f"all:\n  children:\n    nodes:\n      hosts:\n{hosts}      vars:\n{lines}")
+        return path
+
+
+def _children(pid: int) -> tuple[int, ...]:
+    return tuple(int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+def wait_for_port(address: str, port: int) -> None:
+    """For servers in this namespace."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection((address, port), 1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)

@@ -1,0 +1,205 @@
+"""The same runbook on real sshd's: one T0, every archive here and verified, nothing left there."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from retina_runner.verification import verify_archive
+from tests.fleet.fleet import PASSWORD, Fleet
+from tests.lab import REPOSITORY, RETINA_RUN, Run
+
+pytestmark = pytest.mark.root
+
+RUNBOOK = """
+name: fleet
+duration: 3s
+limits: {disk_free_percent: 1, disk_free_bytes: 10MB}
+captures:
+  - nodes: {hosts: nodes}
+    collect:
+      - tcpdump: {interfaces: [eth0], filter: udp port 7000}
+      - network-state: {include: [snmp]}
+"""
+SENDER = (
+    "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+    "for n in range(200): s.sendto(b'x' * 100, ('10.94.0.1', 7000))"
+)
+
+
+def retina_run(fleet: Fleet, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["ip", "netns", "exec", fleet.netns, *RETINA_RUN, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+    )
+
+
+def start(fleet: Fleet, tmp_path: Path, inventory: Path, *arguments: str, **env: str) -> Run:
+    return Run(RUNBOOK, tmp_path, "-i", str(inventory), *arguments, netns=fleet.netns, env=env)
+
+
+def test_a_fleet_captures_at_one_instant_and_nothing_is_left(fleet: Fleet, tmp_path: Path) -> None:
+    run = start(fleet, tmp_path, fleet.inventory(tmp_path / "hosts.yaml"))
+    for _ in range(fleet.count):
+        run.wait_for("window")
+    for number in range(1, fleet.count + 1):
+        fleet.run(number, "/usr/bin/python3", "-c", SENDER)
+    assert run.end() == 0, run.events
+    archives = run.archives()
+    assert [a.manifest["node"] for a in archives] == ["n1", "n2", "n3", "n4"]
+    assert {a.manifest["executor"] for a in archives} == {"ssh"}
+    assert len({a.manifest["window"]["t0"] for a in archives}) == 1
+    for archive in archives:
+        assert len(archive.pcap()) == 200
+        assert archive.manifest["verdict"] == "complete"
+        assert archive.manifest["host"]["hostname"] == archive.manifest["node"]
+        assert abs(archive.manifest["clock"]["offset_s"]) <= archive.manifest["clock"]["offset_error_s"] + 0.01
+        assert not verify_archive(archive.path).problems
+    for number in range(1, fleet.count + 1):
+        assert fleet.left(number) == []
+
+
+@pytest.mark.parametrize(
+    ("user", "variables"), [("ops", {}), ("diag", {"retina_become_password": "env:SUDO_PASSWORD"})]
+)
+def test_sudo_with_and_without_its_password(fleet: Fleet, tmp_path: Path, user: str, variables: dict[str, str]) -> None:
+    inventory = fleet.inventory(tmp_path / "hosts.yaml", [1, 2], ansible_user=user, ansible_become="true", **variables)
+    run = start(fleet, tmp_path, inventory, SUDO_PASSWORD=PASSWORD)
+    run.wait_for("window")
+    watched = fleet.run(1, "ps", "-eo", "args")
+    assert run.end() == 0, run.events
+    assert PASSWORD not in watched
+    assert {a.manifest["verdict"] for a in run.archives()} == {"complete"}
+    for path in run.directory.rglob("*"):
+        assert not path.is_file() or PASSWORD.encode() not in path.read_bytes(), path
+    for number in (1, 2):
+        assert fleet.left(number) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "what", "why"),
+    [
+        ({"ansible_port": "23"}, "10.94.0.11 port 23", "connection refused"),
+        ({"retina_known_hosts": "/dev/null"}, "host key of 10.94.0.11 port 22", "it isn't known"),
+        ({"ansible_user": "nobody"}, "authentication at 10.94.0.11 port 22", "refused for user nobody"),
+        ({"ansible_user": "plain", "ansible_become": "true"}, "sudo", "may not without a password"),
+        ({"ansible_user": "diag", "ansible_become": "true"}, "sudo", "may not without a password"),
+        (
+            {"ansible_user": "diag", "ansible_become": "true", "retina_become_password": "env:WRONG"},
+            "sudo",
+            "the password is wrong",
+        ),
+        ({"ansible_python_interpreter": "/usr/bin/python9"}, "/usr/bin/python9", "not installed"),
+        ({"retina_work_dir": "/proc/nowhere"}, "/proc/nowhere", "No such file"),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_each_way_of_not_getting_in_is_told_apart(
+    fleet: Fleet, tmp_path: Path, variables: dict[str, str], what: str, why: str
+) -> None:
+    run = start(fleet, tmp_path, fleet.inventory(tmp_path / "hosts.yaml", [1], **variables), WRONG="canary-wrong-1")
+    assert run.end() == 2, run.events
+    (failed,) = run.all("node-failed")
+    assert (failed["what"], why in failed["why"]) == (what, True), failed
+    assert failed["hint"]
+    assert fleet.left(1) == []
+
+
+def test_a_host_key_that_has_changed_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    lines = fleet.known_hosts.read_text().splitlines()
+    known.write_text(f"{fleet.address(1)} {lines[1].split(' ', 1)[1]}\n")
+    run = start(fleet, tmp_path, fleet.inventory(tmp_path / "hosts.yaml", [1], retina_known_hosts=str(known)))
+    assert run.end() == 2, run.events
+    (failed,) = run.all("node-failed")
+    assert "it has changed" in failed["why"]
+    assert f"ssh-keygen -R {fleet.address(1)}" in failed["hint"]
+
+
+def test_a_new_host_key_is_written_where_that_was_asked_for(fleet: Fleet, tmp_path: Path) -> None:
+    known = tmp_path / "fresh" / "known_hosts"
+    inventory = fleet.inventory(
+        tmp_path / "hosts.yaml", [1], retina_known_hosts=str(known), retina_host_keys="accept-new"
+    )
+    (tmp_path / "runbook.yaml").write_text(RUNBOOK)
+    checked = retina_run(fleet, "--check", "-i", str(inventory), str(tmp_path / "runbook.yaml"))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert known.read_text() == fleet.known_hosts.read_text().splitlines(keepends=True)[0]
+
+
+def test_a_dead_node_fails_alone(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.cut(3)
+    try:
+        run = start(fleet, tmp_path, fleet.inventory(tmp_path / "hosts.yaml", ansible_ssh_timeout="4"))
+        assert run.end() == 3, run.events
+    finally:
+        fleet.heal(3)
+    (failed,) = run.all("node-failed")
+    assert (failed["id"], "unreachable" in failed["why"]) == ("n3", True)
+    assert [a.manifest["node"] for a in run.archives()] == ["n1", "n2", "n4"]
+
+
+def test_a_link_that_is_cut_in_the_window_costs_nothing(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "long").mkdir()
+    run = Run(
+        RUNBOOK.replace("3s", "8s"),
+        tmp_path,
+        "-i",
+        str(fleet.inventory(tmp_path / "hosts.yaml", [1, 2])),
+        netns=fleet.netns,
+    )
+    run.wait_for("window", id="n2")
+    fleet.run(2, "/usr/bin/python3", "-c", SENDER)
+    fleet.cut(2)
+    try:
+        run.wait_for("lost", id="n2")
+    finally:
+        fleet.heal(2)
+    assert run.end() == 0, run.events
+    assert run.all("reattached")
+    # Sent before the link went down; the bridge's own frames are no matter.
+    assert [len(a.pcap()) for a in run.archives() if a.manifest["node"] == "n2"] == [200]
+    assert fleet.left(2) == []
+
+
+def test_sshd_killed_in_the_window_and_started_again(fleet: Fleet, tmp_path: Path) -> None:
+    """Every session dies with it; the agent doesn't."""
+    run = Run(
+        RUNBOOK.replace("3s", "6s"),
+        tmp_path,
+        "-i",
+        str(fleet.inventory(tmp_path / "hosts.yaml", [1])),
+        netns=fleet.netns,
+    )
+    run.wait_for("window", id="n1")
+    listener = fleet.first_process(1)
+    sessions = [p for p in fleet.run(1, "pgrep", "-f", "sshd:").split() if p != "1"]
+    assert listener
+    for pid in sessions:
+        fleet.run(1, "kill", "-9", pid, check=False)
+    run.wait_for("lost", id="n1")
+    assert run.end() == 0, run.events
+    assert run.archive().manifest["verdict"] == "complete"
+    assert fleet.left(1) == []
+
+
+def test_a_killed_runner_s_nodes_are_cleaned_by_cleanup(fleet: Fleet, tmp_path: Path) -> None:
+    run = start(fleet, tmp_path, fleet.inventory(tmp_path / "hosts.yaml", [1, 2]))
+    for _ in range(2):
+        run.wait_for("window")
+    run.process.kill()
+    run.process.wait()
+    assert fleet.left(1) != []
+    deadline = time.monotonic() + 60
+    while '"state":"collected"' not in fleet.run(1, "sh", "-c", "cat /var/tmp/*/*/events.jsonl").replace(" ", ""):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    cleaned = retina_run(fleet, "cleanup", str(run.directory))
+    assert cleaned.returncode == 0, cleaned.stdout + cleaned.stderr
+    assert [fleet.left(n) for n in (1, 2)] == [[], []]
