@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from retina_runner.agent.metrics import account, text
 from retina_runner.agent.metrics.model import Capability, ProgramCost, Sample
 from retina_runner.agent.metrics.plugins import COUNTER, GAUGE, HISTOGRAM, Family
-from retina_runner.agent.metrics.series import Series
+from retina_runner.agent.metrics.series import Series, Ticker
 
 FAMILIES = {
     f.name: f
@@ -160,3 +162,32 @@ def test_a_series_keeps_to_its_limit_with_whole_lines(tmp_path: Path, limit: int
     assert (tmp_path / "s").stat().st_size == series.size_bytes <= limit
     assert series.cut
     assert len(lines(tmp_path / "s")) == series.lines
+
+
+def test_the_beat_goes_on_whatever_a_call_raises() -> None:
+    """Zero comes first and once; a tick that fails is told, and doesn't end the series."""
+    calls: list[str] = []
+    enough = threading.Event()
+
+    def tick() -> None:
+        calls.append("tick")
+        if len(calls) >= 5:
+            enough.set()
+        raise OSError(5, "Input/output error")
+
+    ticker = Ticker(0.0, 0.01, lambda: calls.append("zero"), tick)
+    ticker.start()
+    assert enough.wait(60)
+    ticker.stop()
+    number = len(calls)
+    assert calls == ["zero", *["tick"] * (number - 1)]
+    assert ticker.trouble == "OSError: [Errno 5] Input/output error"
+
+
+def test_a_ticker_that_is_stopped_before_t0_makes_no_call() -> None:
+    calls: list[str] = []
+    ticker = Ticker(time.time() + 3600, 0.01, lambda: calls.append("zero"), lambda: calls.append("tick"))
+    ticker.start()
+    ticker.stop()
+    assert not ticker.is_alive()
+    assert calls == []

@@ -18,8 +18,9 @@ from retina_runner.agent.metrics.model import FAILED, OK, Capability, ProgramCos
 from retina_runner.agent.metrics.series import Series, Ticker
 from retina_runner.agent.metrics.sources import open_sources
 
-LATE_S = 1.0
-"""Counters that were zeroed later than this after T0 lack so much that the totals aren't the window's."""
+LATE_S = 0.05
+"""A node so busy that it would zero later than this after T0 keeps the zero from just before it: better some counts too
+many, and said so, than some too few."""
 
 
 class Ebpf(Collector):
@@ -66,12 +67,14 @@ class Ebpf(Collector):
         self.context.note_capabilities([asdict(row) for row in self._capabilities])
         for name in dict.fromkeys(row.plugin for row in self._capabilities):
             rows = [r for r in self._capabilities if r.plugin == name]
-            if not any(r.status == OK for r in rows):
+            if any(r.status == OK for r in rows):
+                rows = [r for r in rows if not r.hook and r.status != OK]  # of the whole plugin, not of one hook
+            if rows:
                 reasons = dict.fromkeys(f"{r.hook}: {r.why}" if r.hook else r.why for r in rows)
                 self.context.skip(f"plugin {name}", "; ".join(reasons), next((r.hint for r in rows if r.hint), ""))
 
     def begin(self) -> None:
-        """The rehearsal zeroes; the real one has a thread do it, at T0 itself."""
+        """The rehearsal zeroes; the real one does it too, and has a thread do it again at T0 itself."""
         self._zero()
         if self.context.window is None:
             return
@@ -88,7 +91,9 @@ class Ebpf(Collector):
                 source.zero()
 
     def _start(self) -> None:
-        self._zero()
+        assert self.context.window is not None
+        if time.time() - self.context.window.t0 <= LATE_S:
+            self._zero()
         self._tick()
 
     def _tick(self) -> None:
@@ -144,9 +149,8 @@ class Ebpf(Collector):
         for why in self._unread:
             totals.lower(PARTIAL, f"can't be read at the end: {why}")
         window = self.context.window
-        late_s = self._zeroed - window.t0 if window is not None else 0.0
-        if late_s > LATE_S:
-            totals.lower(PARTIAL, f"counting began {late_s:.1f} s after T0")
+        if window is not None and self._zeroed < window.t0:
+            totals.lower(COMPLETE, f"counting began {window.t0 - self._zeroed:.1f} s before T0: the node was too busy")
         if self._series is None or self._ticker is None:
             return
         counts = {"lines": self._series.lines, "missed": self._ticker.missed}
