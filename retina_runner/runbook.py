@@ -16,7 +16,9 @@ from retina_runner.errors import DocumentError, Problem
 
 @dataclass(frozen=True)
 class LocalNodes:
-    """This machine."""
+    """This machine. `implied` when the runbook says nothing of nodes, so that `-i` may."""
+
+    implied: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,8 @@ def _capture(
         entry = _entry(document, item, (*path, "collect", index), problems, [e.name for e in entries])
         if entry is not None:
             entries.append(entry)
-    nodes = given.get("nodes", "local")
-    return Capture(str(given.get("name") or ""), _nodes(nodes, folder), tuple(entries), path)
+    nodes = _nodes(given["nodes"], folder) if "nodes" in given else LocalNodes(implied=True)
+    return Capture(str(given.get("name") or ""), nodes, tuple(entries), path)
 
 
 def _entry(
@@ -215,8 +217,8 @@ def _nodes(nodes: Any, folder: Path) -> Nodes:
 
 
 def _relative(path: str, folder: Path) -> str:
-    """Paths in a runbook are relative to it. `host1,host2` and `@connector` are no paths."""
-    return path if "," in path or path.startswith("@") else str(folder / path)
+    """Paths in a runbook are relative to it. `host1,host2`, `@connector` and `~` are no such paths."""
+    return path if "," in path or path.startswith(("@", "~")) else str(folder / path)
 
 
 def _upload(given: Mapping[str, Any], path: Path_, folder: Path) -> Upload:

@@ -115,6 +115,8 @@ class _Bastion:
 
 def hops_of(to: Connection) -> tuple[Connection, ...]:
     """The bastions in `[user@]host[:port],…`, each reached with the host's own keys and host key policy."""
+    if to.hops:
+        return to.hops
     hops = []
     for text in to.jump.split(","):
         user, _, place = text.strip().rpartition("@")

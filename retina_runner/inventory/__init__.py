@@ -1,41 +1,101 @@
-"""Inventories: which hosts there are, which of them a pattern means, and how each is reached."""
+"""Inventories: which hosts there are, what is known of each and where it was said, and how each is reached.
+
+`read` reads inventories, `select` takes hosts of them by a pattern, `connections` says how to reach these.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from retina_runner.errors import DocumentError, Problem, UsageError
+from retina_runner.inventory import patterns, sources
+from retina_runner.inventory.connecting import Configurations, Explained, connect
 from retina_runner.inventory.connection import Connection
-from retina_runner.inventory.model import Host, Inventory
-from retina_runner.inventory.patterns import NoMatch, match
-from retina_runner.inventory.reach import connection
-from retina_runner.inventory.sources import read
+from retina_runner.inventory.model import ALL, Host, Inventory, Setting
+
+__all__ = [
+    "Configurations", "Connection", "Explained", "Host", "Inventory", "Setting", "connections", "explain",
+    "limit_parts", "read", "resolve", "select",
+]  # fmt: skip
 
 
-def select(inventory: Inventory, pattern: str) -> tuple[Host, ...]:
-    """The hosts that a pattern means. Raises UsageError, with the nearest names, when it means none."""
+def read(inventories: Sequence[str]) -> Inventory:
+    """Read inventories into one. Raises DocumentError with every problem of all of them."""
+    return sources.read(inventories)
+
+
+def select(inventory: Inventory, pattern: str = ALL) -> tuple[Host, ...]:
+    """The hosts that a pattern means, in its order. Raises UsageError, with the nearest names, when it means none."""
+    _implicit_localhost(inventory, pattern)
+    if not inventory.names:
+        raise UsageError("the inventory has no hosts")
     try:
-        names = match(inventory, pattern)
-    except (NoMatch, ValueError) as error:
-        raise UsageError(f"hosts {pattern!r}: {error}") from None
-    if not names:
-        raise UsageError(
-            f"hosts {pattern!r}: no host is left of {len(inventory.names)} in {', '.join(inventory.sources)}"
-        )
-    return inventory.hosts(names)
+        return inventory.hosts(patterns.match(inventory, pattern))
+    except ValueError as error:
+        raise UsageError(f"hosts {pattern}: {error}") from None
 
 
-def connections(hosts: Sequence[Host]) -> tuple[Connection, ...]:
-    """How each host is reached. Raises DocumentError with everything that is wrong in what the inventory says of that."""
-    made, problems = [], list[Problem]()
+def _implicit_localhost(inventory: Inventory, pattern: str) -> None:
+    """As in Ansible, `localhost` is this machine where no inventory says otherwise."""
+    for part in patterns.split(pattern):
+        if part in ("localhost", "127.0.0.1", "::1") and part not in inventory.host_settings:
+            inventory.add_host(part, ALL, {"ansible_connection": Setting("local", "implied by the name")})
+
+
+def limit_parts(pattern: str) -> list[str]:
+    """The parts of a `--limit`: a pattern; a part `@FILE` stands for the names in its lines. Raises UsageError."""
+    parts: list[str] = []
+    words = [pattern] if pattern.startswith("@") and "," not in pattern else patterns.split(pattern)
+    for part in words:
+        if not part.startswith("@"):
+            parts.append(part)
+            continue
+        try:
+            lines = Path(part[1:]).expanduser().read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--limit {part}: {getattr(error, 'strerror', '') or 'not UTF-8 text'}") from None
+        named = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+        if not named:
+            raise UsageError(f"--limit {part}: the file names no host")
+        parts += named
+    return parts
+
+
+def explain(hosts: Sequence[Host], configurations: Configurations | None = None) -> tuple[Explained, ...]:
+    """How each host is reached, and where each part of that was said. Raises DocumentError with what is wrong anywhere."""
+    configurations = configurations or Configurations()
+    found: list[Explained] = []
+    problems: dict[Problem, None] = {}
     for host in hosts:
-        found, wrong = connection(host)
-        problems += [p for p in wrong if p not in problems]
-        if found is not None:
-            made.append(found)
+        explained, wrong = connect(host, configurations)
+        problems.update(dict.fromkeys(wrong))
+        if explained is not None:
+            found.append(explained)
     if problems:
-        raise DocumentError(problems)
-    return tuple(made)
+        raise DocumentError(list(problems))
+    return tuple(found)
 
 
-__all__ = ["Connection", "Host", "Inventory", "connections", "match", "read", "select"]
+def connections(hosts: Sequence[Host], configurations: Configurations | None = None) -> tuple[Connection, ...]:
+    """How each host is reached. Raises DocumentError with everything that is wrong with any of them."""
+    return tuple(e.connection for e in explain(hosts, configurations))
+
+
+def resolve(inventories: Sequence[str], pattern: str = ALL, limit: str | None = None) -> tuple[Host, ...]:
+    """Hosts of inventories by a pattern, and by a further one. Raises DocumentError, UsageError."""
+    inventory = read(inventories)
+    hosts = select(inventory, pattern)
+    if limit is None:
+        return hosts
+    try:
+        parts = limit_parts(limit)
+        wanted = set(patterns.select(inventory, parts))
+    except ValueError as error:
+        raise UsageError(f"--limit {limit}: {error}") from None
+    left = tuple(h for h in hosts if h.name in wanted)
+    if not left:
+        unknown = next((p for p in parts if not patterns.known(inventory, p)), "")
+        hint = f"; {patterns.near(patterns.bare(unknown), inventory)}" if unknown else ""
+        raise UsageError(f"--limit {limit}: none of the {len(hosts)} hosts matches{hint}")
+    return left

@@ -7,16 +7,23 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 CONNECT_TIMEOUT_S = 10.0
+KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
+STRICT, ACCEPT_NEW = "strict", "accept-new"
 
 
 @dataclass(frozen=True)
 class Connection:
     """One host. `host` is the inventory's name for it; empty text and None mean that nothing was said.
 
-    `jump` is OpenSSH's ProxyJump (`[user@]host[:port]`, several separated by commas), `proxy_command` its ProxyCommand
-    with its tokens replaced. `host_keys` is `strict` (a host that isn't in `known_hosts` is refused) or `accept-new` (its
-    key is written there at the first connection); a key that has changed is refused by both. With `become`, the agent
-    runs as `become_user` by sudo(8). `connect_timeout_s` bounds each attempt in seconds.
+    `connector` is `ssh`, `local`, or the name of another of pyinfra's connectors (`docker`, `chroot`, …), for which
+    `address` is what comes after its slash. `hops` are the bastions on the way, the first to be reached first, each with
+    its own user, keys and policy; equal hops are one bastion, so that a connection to it can be shared. `jump` is the
+    same as OpenSSH's ProxyJump would say it, for messages. `proxy_command` is ProxyCommand with its tokens replaced.
+
+    `host_keys` is `strict` (a host that isn't in `known_hosts` is refused) or `accept-new` (its key is written to the
+    first of `known_hosts` when it is met); a key that has changed is refused by both. A host is looked up there as
+    `host_key_alias` where that is set. With `become`, the agent runs as `become_user` by `become_method`, which is sudo(8).
+    `connect_timeout_s` bounds each attempt, in seconds. `ssh_config` is the file that was read for it.
     """
 
     host: str
@@ -25,19 +32,24 @@ class Connection:
     port: int = 22
     user: str = ""
     key_files: tuple[str, ...] = ()
+    certificate_files: tuple[str, ...] = ()
     key_passphrase: str = ""
     password: str = ""
     use_agent: bool = True
     jump: str = ""
+    hops: tuple[Connection, ...] = ()
     proxy_command: str = ""
-    host_keys: str = "strict"
-    known_hosts: tuple[str, ...] = ("~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts")
+    host_keys: str = STRICT
+    host_key_alias: str = ""
+    known_hosts: tuple[str, ...] = KNOWN_HOSTS
     become: bool = False
     become_user: str = "root"
+    become_method: str = "sudo"
     become_password: str = ""
     python: str = "python3"
     connect_timeout_s: float = CONNECT_TIMEOUT_S
     work_directory: str = ""
+    ssh_config: str = ""
 
 
 def connection_of(given: Mapping[str, Any] | None) -> Connection | None:
@@ -46,4 +58,5 @@ def connection_of(given: Mapping[str, Any] | None) -> Connection | None:
         return None
     known = {f.name for f in fields(Connection)}
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in known}
+    values["hops"] = tuple(c for c in map(connection_of, given.get("hops", ())) if c is not None)
     return Connection(**values)

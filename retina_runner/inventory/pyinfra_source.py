@@ -1,113 +1,128 @@
-"""pyinfra's inventories: Python files and connectors (`@local`, `@docker/…`, `@terraform`, `@vagrant`), read by pyinfra itself.
+"""pyinfra's inventories: Python files whose lists are groups, with group_data/ beside them, and connectors (`@vagrant`).
 
-pyinfra's own names of connection data (`ssh_hostname`, `ssh_user`, …) become the inventory's (`ansible_host`, …), so
-that everything behind this door knows one vocabulary.
+A file is executed, as pyinfra does it: it is the user's own program. Connectors are asked through pyinfra, so that what
+it can reach can be named here in the same words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import ast
+import runpy
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from retina_runner.documents import nearest
 from retina_runner.errors import DocumentError, Problem
-from retina_runner.inventory.model import Inventory, Setting
-
-NAMES = {
-    "ssh_hostname": "ansible_host", "ssh_port": "ansible_port", "ssh_user": "ansible_user",
-    "ssh_key": "ansible_ssh_private_key_file", "ssh_password": "ansible_password",
-    "ssh_key_password": "ansible_ssh_private_key_passphrase", "ssh_config_file": "retina_ssh_config",
-    "ssh_known_hosts_file": "retina_known_hosts", "_sudo": "ansible_become", "_sudo_user": "ansible_become_user",
-    "_sudo_password": "ansible_become_password",
-}  # fmt: skip
+from retina_runner.inventory.model import ALL, Inventory, Setting, Settings
 
 
-def add_file(inventory: Inventory, path: Path) -> None:
-    """A Python inventory: every list of hosts in it is a group, and `group_data/<group>.py` beside it its data."""
-    before = _module(path)
-    groups = {
-        name: value for name, value in before.items()
-        if not name.startswith("_") and isinstance(value, (list, tuple)) and _is_group(value)
-    }  # fmt: skip
+def read_words(word: str, inventory: Inventory) -> None:
+    """Hosts of one `@connector` or `@connector/argument`. Raises DocumentError."""
+    _add(word, {}, [ALL], word, inventory)
+
+
+def read_file(path: Path, inventory: Inventory) -> None:
+    """Hosts of a Python inventory. Raises DocumentError with the line at which it fails."""
+    found = {k: v for k, v in _executed(path).items() if not k.startswith("_") and isinstance(v, (list, tuple))}
+    groups = {key: _split(value) for key, value in found.items()}
+    groups = {key: (hosts, data) for key, (hosts, data) in groups.items() if hosts and all(map(_is_host, hosts))}
     if not groups:
-        raise DocumentError([Problem(str(path), 0, 0, "", "names no hosts", "web = ['web1.example', 'web2.example']")])
-    folder = path.parent / "group_data"
-    for name, value in groups.items():
-        hosts, shared = value if isinstance(value, tuple) else (value, {})
-        group = "all" if name in ("all", "hosts") else name
-        data = {**_data(folder / f"{name}.py"), **shared}
-        inventory.group(group).settings.update(_settings(data, f"{path}: {name}"))
-        for entry in hosts:
-            host, own = entry if isinstance(entry, tuple) else (entry, {})
-            if str(host).startswith("@"):
-                add_connector(inventory, str(host), "ungrouped" if group == "all" else group, own)
-            else:
-                inventory.add_host(
-                    str(host), "ungrouped" if group == "all" else group, _settings(own, f"{path}: {name}: {host}")
-                )
-    inventory.group("all").settings.update(_settings(_data(folder / "all.py"), f"{folder}/all.py"))
+        raise DocumentError(
+            [Problem(str(path), 0, 0, "", "has no list of hosts", 'for example web = ["web1", "web2"]')]
+        )
+    places = _places(path)
+    data_of = {f.stem: _group_data(f) for f in sorted((path.parent / "group_data").glob("*.py"))}
+    named = {ALL, path.stem, *groups}
+    for group in named:
+        # group_data/ is the narrower word, as for Ansible's group_vars/.
+        inventory.group(group).file_settings.update(data_of.get(group, {}))
+    for group, (hosts, data) in groups.items():
+        origin = f"{path}:{places.get(group, 1)}:1"
+        inventory.group(group).settings.update({k: Setting(v, origin) for k, v in data.items()})
+        for host in hosts:
+            name, own = host if isinstance(host, tuple) else (host, {})
+            _add(str(name), {k: Setting(v, origin) for k, v in own.items()}, [group, path.stem], origin, inventory)
 
 
-def add_connector(
-    inventory: Inventory, name: str, group: str = "ungrouped", own: Mapping[str, Any] | None = None
-) -> None:
-    """The hosts that a connector of pyinfra gives: one for `@local` and `@ssh/host`, several for `@terraform`."""
-    kind, _, rest = name[1:].partition("/")
-    if kind == "local":
-        inventory.add_host(rest or "localhost", group, {"ansible_connection": Setting("local", name)})
-        return
-    if kind == "ssh":
-        inventory.add_host(rest, group, _settings(own or {}, name))
-        return
-    try:
-        from pyinfra.api.connectors import get_all_connectors
-
-        known: dict[str, Any] = get_all_connectors()  # type: ignore[no-untyped-call]
-        if kind not in known:
-            from retina_runner.documents import nearest
-
-            raise DocumentError(
-                [Problem(name, 0, 0, "", f"pyinfra has no connector {kind}", nearest(kind, sorted(known)))]
-            )
-        found = list(known[kind].make_names_data(rest or None))
-    except DocumentError:
-        raise
-    except Exception as error:  # connectors run vagrant, terraform, docker: they fail in their own ways
-        raise DocumentError([Problem(name, 0, 0, "", f"pyinfra's connector {kind}: {error}")]) from error
-    for host, data, groups in found:
-        settings = _settings({**data, **(own or {})}, name)
-        if kind not in ("terraform", "vagrant"):
-            settings["ansible_connection"] = Setting(kind, name)
-        inventory.add_host(str(host).removeprefix("@ssh/"), group, settings)
-        for other in groups:
-            inventory.add_host(str(host).removeprefix("@ssh/"), str(other))
-
-
-def _is_group(value: Any) -> bool:
-    hosts = value[0] if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], dict) else value
-    return isinstance(hosts, list) and all(
-        isinstance(h, str) or (isinstance(h, tuple) and len(h) == 2 and isinstance(h[0], str)) for h in hosts
+def _is_host(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict)
     )
 
 
-def _module(path: Path) -> dict[str, Any]:
-    """A Python inventory is a program, as with pyinfra: it is run here, by whoever names it."""
-    names: dict[str, Any] = {"__file__": str(path), "__name__": "inventory"}
+def _split(value: Any) -> tuple[list[Any], dict[str, Any]]:
+    """(hosts, the group's data) of `[hosts]` or `([hosts], {data})`."""
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], (list, tuple)):
+        return list(value[0]), dict(value[1]) if isinstance(value[1], dict) else {}
+    return list(value), {}
+
+
+def _executed(path: Path) -> Mapping[str, Any]:
     try:
-        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)
-    except FileNotFoundError:
-        raise DocumentError([Problem(str(path), 0, 0, "", "no such file")]) from None
-    except SyntaxError as error:
-        raise DocumentError([Problem(str(path), error.lineno or 1, error.offset or 1, "", error.msg)]) from None
-    except Exception as error:
-        line = error.__traceback__.tb_next.tb_lineno if error.__traceback__ and error.__traceback__.tb_next else 1
-        raise DocumentError([Problem(str(path), line, 1, "", f"{type(error).__name__}: {error}")]) from None
-    return names
+        return runpy.run_path(str(path), run_name="retina_inventory")
+    except (Exception, SystemExit) as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        line = frames[-1].lineno if frames else getattr(error, "lineno", 0)
+        raise DocumentError([
+            Problem(str(path), line or 0, 1, "", f"the inventory's program failed: {type(error).__name__}: {error}",
+                    f"try: python3 {path}")
+        ]) from None  # fmt: skip
 
 
-def _data(path: Path) -> dict[str, Any]:
-    return {k: v for k, v in _module(path).items() if not k.startswith("__")} if path.is_file() else {}
+def _group_data(path: Path) -> dict[str, Setting]:
+    places = _places(path)
+    return {k: Setting(v, f"{path}:{places[k]}:1") for k, v in _executed(path).items() if k in places and k[0] != "_"}
 
 
-def _settings(data: Mapping[str, Any] | Iterable[tuple[str, Any]], origin: str) -> dict[str, Setting]:
-    return {NAMES.get(k, k): Setting(v, origin) for k, v in dict(data).items()}
+def _places(path: Path) -> dict[str, int]:
+    """Names that a file assigns at its top, and the line of each."""
+    found: dict[str, int] = {}
+    for statement in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        for target in targets:
+            if isinstance(target, ast.Name):
+                found[target.id] = statement.lineno
+    return found
+
+
+def _add(name: str, own: Settings, groups: list[str], origin: str, inventory: Inventory) -> None:
+    """One host, or the hosts that a connector makes of its word; the host's own data is the last word, as in pyinfra."""
+    names: list[tuple[str, Mapping[str, Any], list[str]]] = [(name, {}, [])]
+    connector = ""
+    if name.startswith("@"):
+        connector, _, argument = name[1:].partition("/")
+        names = _asked(connector, argument, origin)
+    for host, data, more in names:
+        reached = _execution(host, connector)
+        said = {k: Setting(v, f"pyinfra's {name}") for k, v in data.items() if v is not None}
+        if reached != "ssh":
+            said["retina_connector"] = Setting(reached, f"pyinfra's {name}")
+        for group in [*groups, *more]:
+            inventory.add_host(host, group, {**said, **own})
+
+
+def _execution(host: str, connector: str) -> str:
+    from pyinfra.api import connectors
+
+    asked: Any = connectors.get_execution_connectors
+    return connector if connector in asked() else "ssh"
+
+
+def _asked(connector: str, argument: str, origin: str) -> list[tuple[str, Mapping[str, Any], list[str]]]:
+    from pyinfra.api import connectors
+    from pyinfra.api.exceptions import PyinfraError
+
+    asked: Any = connectors
+    known = asked.get_all_connectors()
+    if connector not in known:
+        hint = nearest(connector, sorted(known))
+        raise DocumentError([Problem(origin, 0, 0, "", f"pyinfra has no connector @{connector}", hint)])
+    try:
+        found = [(n, d, list(g)) for n, d, g in known[connector].make_names_data(argument or None)]
+    except (PyinfraError, OSError, ValueError, TypeError) as error:
+        hint = f"try: pyinfra @{connector} fact server.Hostname"
+        hint = f"try: pyinfra @{connector} fact server.Hostname"
+        raise DocumentError([Problem(origin, 0, 0, "", f"@{connector}: {error}", hint)]) from None
+    return found

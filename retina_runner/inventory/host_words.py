@@ -1,0 +1,38 @@
+"""A host as one word of an inventory: `[user@]name[:port]`, IPv6 in brackets, ranges written out. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from retina_runner.inventory import ranges
+
+_BRACKETED = re.compile(r"\[([0-9a-fA-F:.%\w]*:[0-9a-fA-F:.%\w]*)\](?::(\d+))?")
+_PORT = re.compile(r"(.+):(\d+)")
+
+
+def split_port(word: str) -> tuple[str, int | None]:
+    """`(host, port)` of `host:22`, `[2001:db8::1]:22`; a bare IPv6 address has no port. Raises ValueError."""
+    found = _BRACKETED.fullmatch(word)
+    if found and not ranges.has_range(word):
+        return found[1], _port(found[2]) if found[2] else None
+    outside = re.sub(r"\[[^\]]*\]", "", word)
+    if outside.count(":") == 1:
+        found = _PORT.fullmatch(word)
+        if not found:
+            raise ValueError(f"{word!r}: the port after : is missing or is no number")
+        return found[1], _port(found[2])
+    return word, None
+
+
+def _port(text: str) -> int:
+    if not 0 < int(text) < 65536:
+        raise ValueError(f"{text} is no port: 1 to 65535")
+    return int(text)
+
+
+def read(word: str) -> tuple[list[str], int | None]:
+    """The names that a word of an inventory stands for, and their port. Raises ValueError."""
+    name, port = split_port(word)
+    if not name or name != name.strip() or "---" in name[:3]:
+        raise ValueError(f"{word!r} is no host")
+    return ranges.expand(name), port
