@@ -30,7 +30,7 @@ def split(pattern: str) -> list[str]:
     """The parts of a pattern. A comma anywhere makes commas the separators; else `:`, but not in brackets or in IPv6."""
     if "," in pattern:
         return [p.strip() for p in pattern.split(",") if p.strip()]
-    if _IPV6.fullmatch(pattern.strip()) or pattern.strip().startswith("~"):
+    if _IPV6.fullmatch(pattern.strip()):
         return [pattern.strip()]
     return _PARTS.findall(pattern)
 
@@ -43,10 +43,10 @@ def match(inventory: Inventory, pattern: str) -> tuple[str, ...]:
     parts = split(pattern)
     for part in parts:
         if not known(inventory, part):
-            found = _SLICE.fullmatch(bare(part))
-            whole = len(_enumerated(inventory, found[1])) if found else 0
-            if found and whole:
-                raise NoMatch(f"{bare(part)}: {found[1]} has {whole} hosts, counted from 0")
+            slice_ = _SLICE.fullmatch(bare(part))
+            whole = len(_enumerated(inventory, slice_[1])) if slice_ else 0
+            if slice_ and whole:
+                raise NoMatch(f"{bare(part)}: {slice_[1]} has {whole} hosts, counted from 0")
             raise NoMatch(f"{bare(part)} is no host and no group; {near(bare(part), inventory) or 'there are none'}")
     found = select(inventory, parts)
     if not found:

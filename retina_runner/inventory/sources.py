@@ -53,9 +53,9 @@ def _whole(name: str, message: str, hint: str = "") -> Problem:
 
 def _source(word: str, inventory: Inventory, folders: dict[Path, None]) -> None:
     if word.startswith("@"):
-        from retina_runner.inventory import pyinfra_source
+        from retina_runner.inventory.pyinfra_source import read_words
 
-        pyinfra_source.read_words(word, inventory)
+        read_words(word, inventory)
     elif "," in word:
         _listed(word, inventory)
     else:
@@ -78,9 +78,9 @@ def _listed(word: str, inventory: Inventory) -> None:
         if not part:
             continue
         if part.startswith("@"):
-            from retina_runner.inventory import pyinfra_source
+            from retina_runner.inventory.pyinfra_source import read_words
 
-            pyinfra_source.read_words(part, inventory)
+            read_words(part, inventory)
             continue
         user, _, rest = part.rpartition("@")
         origin = f"word {number + 1} of {word}"
@@ -107,13 +107,13 @@ def _file(path: Path, inventory: Inventory) -> None:
     if mode & 0o111 and content.startswith(b"#!"):
         ansible_yaml.read(_script(path), inventory)
     elif path.suffix == ".py":
-        from retina_runner.inventory import pyinfra_source
+        from retina_runner.inventory.pyinfra_source import read_file
 
-        pyinfra_source.read_file(path, inventory)
+        read_file(path, inventory)
     elif _is_ssh_config(path, content):
-        from retina_runner.inventory import ssh_config
+        from retina_runner.inventory.ssh_config import read_hosts
 
-        ssh_config.read_hosts(path, inventory)
+        read_hosts(path, inventory)
     elif path.suffix in (".yaml", ".yml", ".json") or (not path.suffix and _looks_like_yaml(content)):
         ansible_yaml.read(parse_document(content, name, Dialect.ANSIBLE), inventory)
     else:
