@@ -1,5 +1,8 @@
 """Label selectors: the whole syntax, the API server's semantics, what is refused and where."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +41,7 @@ LABELS = {"app": "web", "tier": "b", "gen": "7", "example.com/zone": "eu", "empt
         ("app=web,!canary,tier notin (x),gen<100", True),
     ],
 )
-def test_matches_as_the_api_server_does(text, matches):
+def test_matches_as_the_api_server_does(text: str, matches: bool) -> None:
     assert parse(text).matches(LABELS) is matches
 
 
@@ -61,13 +64,13 @@ def test_matches_as_the_api_server_does(text, matches):
         ("a,(b)", "expected a label's key", 2),
     ],
 )
-def test_refused_with_the_place(text, message, offset):
+def test_refused_with_the_place(text: str, message: str, offset: int) -> None:
     with pytest.raises(SelectorError, match=message) as told:
         parse(text)
     assert told.value.offset == offset
 
 
-def test_both_forms_are_one():
+def test_both_forms_are_one() -> None:
     manifest = {
         "matchLabels": {"app": "web"},
         "matchExpressions": [
@@ -91,7 +94,7 @@ def test_both_forms_are_one():
         {"app": True},
     ],
 )
-def test_mappings_refused(given):
+def test_mappings_refused(given: Mapping[str, Any]) -> None:
     with pytest.raises(SelectorError):
         from_mapping(given)
 
@@ -107,6 +110,6 @@ _requirements = st.one_of(
 
 
 @given(st.lists(_requirements, max_size=5))
-def test_written_and_read_again_is_the_same(requirements):
+def test_written_and_read_again_is_the_same(requirements: list[Requirement]) -> None:
     selector = Selector(tuple(sorted(set(requirements), key=lambda r: (r.key, r.operator, r.values))))
     assert parse(selector.text) == selector
