@@ -4,16 +4,16 @@
     (the same on every node)   └─────────┘                 └─────────┘
 
 Nothing is started anywhere before every node has been checked. A node's trouble is an event and ends that node; the
-others don't wait for it beyond `ready_timeout`.
+others don't wait for it beyond `ready_timeout`. `forks` bounds what costs the runner something, connecting and fetching;
+never the window. A run whose runner died is adopted by another one: the same, from the third step on.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import queue
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,12 +23,16 @@ from typing import Any
 
 from retina_runner.agent.context import utc
 from retina_runner.bundle import AgentBundle
-from retina_runner.executors import Link, LinkLost, LinkRefused
+from retina_runner.executors import Clock, Link, LinkLost, LinkRefused
+from retina_runner.fetching import Throttle, fetch
 
-LEAD_MARGIN_S = 1.0
-RECONNECT_FIRST_S, RECONNECT_MOST_S = 1.0, 30.0
-RECONNECT_LIMIT_S = 600.0
-"""How long a node that was reached once is tried again after its agent should be done."""
+LEAD_MARGIN_S, LEAD_MOST_S = 1.0, 60.0
+RECONNECT_FIRST_S, RECONNECT_MOST_S = 1.0, 20.0
+FIRST_TRIES = 4
+"""How often a connection that was dropped before the login is tried: sshd does so beyond MaxStartups, at random."""
+INTERRUPTED_LIMIT_S = 20.0
+"""How long after Ctrl-C a node that can't be reached is still tried."""
+DEFAULT_FORKS = 50
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,29 @@ class Target:
     duration_s: float
     link: Link
     work_directory: str
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a run goes about it. `max_fail`: with more failed nodes than that, nothing new is started (None: go on).
+
+    `reconnect_timeout_s`: how long a node that was lost is tried again after its window. `fetch_bytes_s` bounds all
+    fetching together (None: as fast as it goes). `keep` leaves the agents' directories where they are.
+    """
+
+    ready_timeout_s: float
+    reconnect_timeout_s: float = 600.0
+    forks: int = DEFAULT_FORKS
+    max_fail: int | None = None
+    fetch_bytes_s: float | None = None
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """What is known of a run whose runner died: its T0 (Unix time), None if none had been agreed."""
+
+    t0: float | None
 
 
 @dataclass
@@ -65,6 +92,11 @@ class _Barrier:
             self.waiting_for.discard(target)
             self.lock.notify_all()
 
+    def late(self) -> set[str]:
+        """Who is still waited for."""
+        with self.lock:
+            return set(self.waiting_for)
+
     def complete(self, timeout_s: float) -> bool:
         with self.lock:
             return self.lock.wait_for(lambda: not self.waiting_for, timeout_s)
@@ -82,22 +114,26 @@ class Fleet:
         targets: Sequence[Target],
         agent: AgentBundle,
         archives: Path,
+        terms: Terms,
         *,
-        ready_timeout_s: float,
         verify: Callable[[Path], Sequence[str]],
         store: Callable[[Target, Path, str], Iterator[Mapping[str, Any]]],
-        keep: bool = False,
+        adopt: Adoption | None = None,
     ):
         self._targets = tuple(targets)
-        self._agent, self._archives = agent, archives
-        self._ready_timeout_s = ready_timeout_s
-        self._verify, self._store, self._keep = verify, store, keep
+        self._agent, self._archives, self._terms, self._adopt = agent, archives, terms, adopt
+        self._verify, self._store = verify, store
+        self._slots = threading.BoundedSemaphore(terms.forks)
+        self._throttle = Throttle(terms.fetch_bytes_s)
         self._queue: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._checked = _Barrier({t.id for t in targets})
         self._ready = _Barrier({t.id for t in targets})
         self._go = threading.Event()
         self._released = threading.Event()
         self._interrupted = threading.Event()
+        self._interrupted_at = 0.0
+        self._stopped = threading.Event()
+        self._fails = 0
         self._t0 = 0.0
         self._unclean: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -109,14 +145,15 @@ class Fleet:
         workers = [threading.Thread(target=self._guard, args=(t,), name=t.id, daemon=True) for t in self._targets]
         for worker in workers:
             worker.start()
-        pacemaker = threading.Thread(target=self._pace, name="pacemaker", daemon=True)
-        pacemaker.start()
+        if self._adopt is None:
+            threading.Thread(target=self._pace, name="pacemaker", daemon=True).start()
         while any(w.is_alive() for w in workers):
             yield from self._pending(0.2)
         yield from self._pending(0.0)
 
     def interrupt(self) -> None:
         """End the window now on every node, keep what is there. Safe in a signal handler."""
+        self._interrupted_at = time.monotonic()
         self._interrupted.set()
 
     def remains(self) -> tuple[str, ...]:
@@ -140,27 +177,32 @@ class Fleet:
 
     def _pace(self) -> None:
         """Lets the nodes go on together: first to start, then to T0."""
-        limit = time.monotonic() + self._ready_timeout_s
-        while not self._checked.complete(0.1) and time.monotonic() < limit:
-            if self._interrupted.is_set():
-                break
+        self._until(self._checked)
         self._go.set()
-        limit = time.monotonic() + self._ready_timeout_s
-        while not self._ready.complete(0.05) and time.monotonic() < limit:
-            if self._interrupted.is_set():
-                break
-        if not self._interrupted.is_set() and self._ready.arrived:
-            lead_s = max(self._ready.arrived.values()) + LEAD_MARGIN_S
+        for late in self._checked.late():
+            self._ready.drop(late)  # it has had its time; when it comes, it begins at once, and its archive says so
+        self._until(self._ready)
+        if not self._halted() and self._ready.arrived:
+            lead_s = min(max(self._ready.arrived.values()), LEAD_MOST_S) + LEAD_MARGIN_S
             # A whole second, so that the archives' names say T0 exactly.
             self._t0 = float(math.ceil(time.time() + lead_s))
             self._say("t0", t0=utc(self._t0), lead_s=round(self._t0 - time.time(), 3))
         self._released.set()
 
+    def _until(self, barrier: _Barrier) -> None:
+        limit = time.monotonic() + self._terms.ready_timeout_s
+        while not barrier.complete(0.05) and time.monotonic() < limit and not self._halted():
+            pass
+
+    def _halted(self) -> bool:
+        """Nothing new begins any more: Ctrl-C, or too many nodes have failed."""
+        return self._interrupted.is_set() or self._stopped.is_set()
+
     # -- one node --------------------------------------------------------------------------------------------------------
 
     def _guard(self, target: Target) -> None:
         try:
-            self._one(target)
+            self._one(target) if self._adopt is None else self._adopted(target, self._adopt)
         except LinkRefused as refused:
             self._failed(target, refused.what, refused.why, refused.hint)
         except LinkLost as lost:
@@ -184,13 +226,22 @@ class Fleet:
     def _failed(self, target: Target, what: str, why: str, hint: str = "") -> None:
         with self._lock:
             remains = self._unclean.get(target.id, "")
+            self._fails += 1
+            fails, allowed = self._fails, self._terms.max_fail
         self._say("node-failed", target, what=what, why=why, **({"hint": hint} if hint else {}),
                   **({"remains": remains} if remains else {}))  # fmt: skip
+        if allowed is not None and fails == allowed + 1 and not self._halted():
+            self._stopped.set()
+            self._say("held-back", failed=fails, max_fail=allowed)
+
+    def _hold_back(self, target: Target) -> None:
+        self._say("node-failed", target, what="max_fail", why="not started: too many other nodes had failed",
+                  hint="mend those, or raise max_fail; retina-run retry --failed does these nodes again")  # fmt: skip
 
     def _one(self, target: Target) -> None:
         link = target.link
-        link.connect()
-        link.install(self._agent)
+        if not self._meet(target):
+            return
         self._note_unclean(target, target.work_directory)
         worst = self._check(target)
         if worst is not None:
@@ -198,30 +249,85 @@ class Fleet:
             self._failed(target, worst["what"], worst["why"], worst["hint"])
             return
         clock = link.clock()
+        self._say("node-clock", target, offset_s=round(clock.offset_s, 6), error_s=round(clock.error_s, 6))
         self._checked.arrive(target.id)
         self._go.wait()
-        if self._interrupted.is_set():
+        if self._halted():
             self._remove(target, quietly=True)
+            if self._stopped.is_set():
+                self._hold_back(target)
             return
-        link.call("start", target.directory, stdin=target.plan)
+        begun = time.monotonic()
         self._note_unclean(target, target.directory)
+        self._persistently(target, lambda: link.call("start", target.directory, stdin=target.plan))
+        call_s = time.monotonic() - begun
         follower = _Follower(self, target)
         for event in follower.until("ready", "end"):
             if event["event"] == "ready":
-                self._ready.arrive(target.id, 1.5 * event["rehearsal_s"] + 0.3 + 4 * clock.error_s)
+                # The release is a call like the one just made, at the same time as everybody's.
+                self._ready.arrive(target.id, 1.5 * event["rehearsal_s"] + 0.3 + 4 * clock.error_s + 1.5 * call_s)
                 break
         if not follower.ended:
             self._released.wait()
         if not follower.ended and not self._interrupted.is_set():
-            release = {
-                "t0": self._t0 + clock.offset_s,
-                "reference_t0": self._t0,
-                "offset_s": clock.offset_s,
-                "offset_error_s": clock.error_s,
-            }
-            self._persistently(
-                target, lambda: link.call("release", target.directory, stdin=json.dumps(release).encode())
-            )
+            if self._t0:
+                self._release(target, clock, self._t0)
+            else:
+                self._persistently(target, lambda: link.call("stop", target.directory))
+        for _ in follower.until("end"):
+            pass
+        self._bring_back(target, follower)
+        if self._stopped.is_set() and not self._t0:
+            self._hold_back(target)
+
+    def _meet(self, target: Target) -> bool:
+        """Connect and install, a bounded number at a time; whether it came to that. Raises LinkRefused, LinkLost."""
+        give_up_at = time.monotonic() + self._terms.ready_timeout_s
+        for number in range(1, FIRST_TRIES + 1):
+            with self._slots:
+                if self._halted():
+                    if self._stopped.is_set():
+                        self._hold_back(target)
+                    return False
+                try:
+                    target.link.connect()
+                    target.link.install(self._agent)
+                    return True
+                except LinkLost as lost:
+                    if isinstance(lost, LinkRefused) or number == FIRST_TRIES or time.monotonic() > give_up_at:
+                        raise
+            self._interrupted.wait(random.uniform(0.3, 1.0) * number)
+        raise AssertionError("unreachable")
+
+    def _release(self, target: Target, clock: Clock, t0: float) -> None:
+        release = {
+            "t0": t0 + clock.offset_s,
+            "reference_t0": t0,
+            "offset_s": clock.offset_s,
+            "offset_error_s": clock.error_s,
+        }
+        text = json.dumps(release).encode()
+        self._persistently(target, lambda: target.link.call("release", target.directory, stdin=text))
+
+    def _adopted(self, target: Target, adoption: Adoption) -> None:
+        """Take up where a dead runner left off: what its agent does or has done decides what is left to do."""
+        link = target.link
+        self._note_unclean(target, target.directory)
+        if not self._meet(target):
+            return
+        clock = link.clock()
+        self._say("node-clock", target, offset_s=round(clock.offset_s, 6), error_s=round(clock.error_s, 6))
+        follower = _Follower(self, target)
+        try:
+            if adoption.t0 is not None:
+                self._release(target, clock, adoption.t0)  # the first T0 stands: no news to an agent that has it
+            else:
+                link.call("stop", target.directory)
+        except LinkRefused:
+            self._remove(target, quietly=True)
+            self._failed(target, "agent", f"nothing of this run is in {target.directory}",
+                         "it never started there, or its expiry has passed; retina-run retry --failed does it again")  # fmt: skip
+            return
         for _ in follower.until("end"):
             pass
         self._bring_back(target, follower)
@@ -252,52 +358,51 @@ class Fleet:
                 target, "agent", "it is gone without a word", f"its log is {target.directory}/agent.log on the node"
             )
             return
-        if not self._keep:
+        if not self._terms.keep:
             self._remove(target)
 
     def _fetch(self, target: Target, archive: Mapping[str, Any]) -> Path:
         """Bring the archive here, resuming where a broken connection left off; verified by the agent's digest."""
         path = self._archives / str(archive["name"])
-        part = path.with_name(path.name + ".part")
-        size, digest = int(archive["size_bytes"]), hashlib.sha256()
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
+        size, sha256 = int(archive["size_bytes"]), str(archive["sha256"])
 
-            def copy() -> None:
-                for chunk in target.link.fetch(target.directory, str(archive["name"]), file.tell()):
-                    file.write(chunk)
-                    digest.update(chunk)
+        def read(offset: int) -> Iterator[bytes]:
+            return target.link.fetch(target.directory, path.name, offset)
 
-            self._persistently(target, copy)
-            file.flush()
-            os.fsync(file.fileno())
-            got = file.tell()
-        if got != size or digest.hexdigest() != archive["sha256"]:
-            raise LinkRefused(path.name, f"{got} of {size} B came over, with another sha256 than the node's",
-                              f"the node keeps its copy in {target.directory}")  # fmt: skip
-        os.replace(part, path)
-        self._say("fetched", target, path=str(path), size_bytes=size, sha256=archive["sha256"])
+        def bring() -> None:
+            with self._slots:
+                wrong = fetch(read, path, size, sha256, self._throttle)
+            if wrong:
+                raise LinkRefused(path.name, wrong, f"the node keeps its copy in {target.directory}")
+
+        self._persistently(target, bring)
+        self._say("fetched", target, path=str(path), size_bytes=size, sha256=sha256)
         return path
 
     def _persistently(self, target: Target, action: Callable[[], Any]) -> None:
-        """Do it, over as many connections as it takes."""
-        delay_s, give_up_at = RECONNECT_FIRST_S, time.monotonic() + target.duration_s + RECONNECT_LIMIT_S
-        lost = False
+        """Do it, over as many connections as it takes. Raises LinkLost when the node stays away, LinkRefused."""
+        delay_s, lost = RECONNECT_FIRST_S, False
+        give_up_at = time.monotonic() + target.duration_s + self._terms.reconnect_timeout_s
         while True:
             try:
                 if lost:
-                    target.link.connect()
+                    with self._slots:
+                        target.link.connect()
                     self._say("reattached", target)
-                    lost = False
+                    lost, delay_s = False, RECONNECT_FIRST_S
                 action()
                 return
             except LinkLost as error:
                 if not lost:
                     self._say("lost", target, why=str(error))
                 lost = True
-                if time.monotonic() > give_up_at:
+                now = time.monotonic()
+                if now > give_up_at or (
+                    self._interrupted.is_set() and now > self._interrupted_at + INTERRUPTED_LIMIT_S
+                ):
                     raise
-                time.sleep(delay_s)
+                pause_s = delay_s * random.uniform(0.5, 1.0)  # a hundred nodes behind one switch come back together
+                time.sleep(min(pause_s, 1.0)) if self._interrupted.is_set() else self._interrupted.wait(pause_s)
                 delay_s = min(2 * delay_s, RECONNECT_MOST_S)
 
     def _remove(self, target: Target, quietly: bool = False) -> None:

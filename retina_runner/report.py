@@ -51,6 +51,8 @@ class NodeReport:
     """One plan on one node. Bytes, packets and drops are the newest that are known.
 
     `reach` is what a later runner needs to get there again (inventory.Connection as an object); None for this machine.
+    `offset_s` is the node's clock minus the runner's, wrong by `offset_error_s` at most; `late_s` how long after T0, in
+    the node's own clock, its window opened, once it has `opened`.
     """
 
     id: str
@@ -67,6 +69,9 @@ class NodeReport:
     dropped: int = 0
     free_bytes: int | None = None
     late_s: float = 0.0
+    opened: bool = False
+    offset_s: float | None = None
+    offset_error_s: float | None = None
     verdict: str = ""
     reasons: tuple[str, ...] = ()
     archive: str = ""
@@ -92,6 +97,16 @@ class NodeReport:
 
 
 @dataclass(frozen=True)
+class Skew:
+    """Seconds between the first and the last window of `nodes` to open, and the most by which that can be wrong: any
+    two clocks are known to the sum of their errors."""
+
+    nodes: int
+    spread_s: float
+    error_s: float
+
+
+@dataclass(frozen=True)
 class RunReport:
     """A whole run; nodes in the order in which the run named them."""
 
@@ -106,15 +121,27 @@ class RunReport:
     ended: str = ""
     duration_s: float = 0.0
     fail_on_loss: bool = False
+    terms: Mapping[str, Any] | None = None
     nodes: tuple[NodeReport, ...] = ()
     interrupted: str = ""
     remains: tuple[str, ...] = ()
+    held_back: str = ""
     exit_code: int | None = None
 
     @property
     def state(self) -> str:
         """`running` until the run's own end event; a runner that was killed leaves it so."""
         return "ended" if self.exit_code is not None else "running"
+
+    @property
+    def skew(self) -> Skew | None:
+        """How far apart the windows of the run opened; None for fewer than two nodes whose clocks were compared."""
+        opened = [n for n in self.nodes if n.opened and n.offset_error_s is not None]
+        if len(opened) < 2:
+            return None
+        late = [n.late_s for n in opened]
+        errors = sorted((n.offset_error_s or 0.0 for n in opened), reverse=True)
+        return Skew(len(opened), max(late) - min(late), errors[0] + errors[1])
 
 
 @dataclass
@@ -161,11 +188,21 @@ def _on_run(run: RunReport, nodes: dict[str, NodeReport], kind: str, event: Mapp
                 run, run=event["run"], runbook=event["runbook"], runbook_sha256=event.get("runbook_sha256", ""),
                 version=event.get("version", ""), directory=event.get("directory", ""), pid=event.get("pid", 0),
                 started=event.get("time", ""), duration_s=event.get("duration_s", 0.0), fail_on_loss=event.get("fail_on_loss", False),
+                terms=event.get("terms"),
             )  # fmt: skip
         case "t0":
             return replace(run, t0=event["t0"])
         case "interrupted":
             return replace(run, interrupted=event["signal"], remains=tuple(event.get("remains", ())))
+        case "held-back":
+            why = f"{event['failed']} nodes failed, more than max_fail ({event['max_fail']}): nothing new was started"
+            return replace(run, held_back=why)
+        case "resumed":
+            # Whoever adopted the run reads its agents' events from the first on.
+            for n in nodes.values():
+                if n.id in event["ids"]:
+                    nodes[n.id] = NodeReport(n.id, n.node, n.capture, n.executor, n.directory, n.reach)
+            return replace(run, pid=event["pid"], exit_code=None, ended="", interrupted="", remains=())
         case "run-end":
             return replace(run, ended=event.get("time", ""), exit_code=event["exit_code"])
     return run
@@ -187,7 +224,9 @@ def _on_node(node: NodeReport, kind: str, event: Mapping[str, Any]) -> NodeRepor
             gap = Trouble(f"{event['collector']}: {event['what']}", event["why"], event.get("hint", ""))
             return node if gap in node.skipped else replace(node, skipped=(*node.skipped, gap))
         case "window":
-            return replace(node, late_s=event.get("late_s", 0.0))
+            return replace(node, late_s=event.get("late_s", 0.0), opened=True)
+        case "node-clock":
+            return replace(node, offset_s=event["offset_s"], offset_error_s=event["error_s"])
         case "progress":
             return replace(
                 node, elapsed_s=event["elapsed_s"], total_s=event["total_s"], bytes=event["bytes"], packets=event["packets"],
@@ -268,12 +307,13 @@ def exit_code(report: RunReport) -> Exit:
 
 def to_json(report: RunReport) -> dict[str, Any]:
     """The content of `run.json` (schemas/run.json)."""
-    return {"format": RUN_FORMAT, "state": report.state, **asdict(report)}
+    skew = asdict(report.skew) if report.skew else None
+    return {"format": RUN_FORMAT, "state": report.state, "skew": skew, **asdict(report)}
 
 
 def from_json(document: Mapping[str, Any]) -> RunReport:
     """The inverse of `to_json`."""
-    fields = {k: v for k, v in document.items() if k not in ("format", "state", "nodes")}
+    fields = {k: v for k, v in document.items() if k not in ("format", "state", "skew", "nodes")}
     fields["remains"] = tuple(fields.get("remains", ()))
     return RunReport(**fields, nodes=tuple(_node_from(n) for n in document["nodes"]))
 

@@ -70,6 +70,8 @@ class Limits:
     memory_bytes: int
     ready_timeout_s: float
     expiry_s: float
+    reconnect_timeout_s: float = 600.0
+    max_fail: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ def _build(document: Document, folder: Path, extra: Mapping[str, tuple[Any, str]
             memory_bytes=limits["memory"],
             ready_timeout_s=limits["ready_timeout"],
             expiry_s=limits["expiry"],
+            reconnect_timeout_s=limits["reconnect_timeout"],
+            max_fail=limits["max_fail"],
         ),
         fail_on_loss=whole["fail_on_loss"],
         compression=whole["compression"],

@@ -70,6 +70,10 @@ class RunDirectory:
             )
         return directory
 
+    def plan(self, identifier: str) -> Path:
+        """Where the plan of that id is."""
+        return self.plans / f"{identifier.replace('/', '_')}.json"
+
     @property
     def name(self) -> str:
         return self.path.name
@@ -85,7 +89,9 @@ class RunDirectory:
         os.replace(part, path)
 
     def read_events(self) -> Iterator[dict[str, Any]]:
-        """The run's events in order; a line that a crash cut short is passed over."""
+        """The run's events in order, none for a run without a journal; a line that a crash cut short is passed over."""
+        if not self.events.exists():
+            return
         with open(self.events, encoding="utf-8", errors="replace") as file:
             for line in file:
                 try:
@@ -101,7 +107,7 @@ class EventLog:
 
     def __init__(self, directory: RunDirectory):
         self._descriptor = os.open(directory.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._next = 0
+        self._next = sum(1 for _ in directory.read_events())
         self.trouble = ""
 
     def append(self, event: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,21 @@ from collections.abc import Sequence
 from retina_runner import __version__
 from retina_runner.errors import EXIT_CODES
 
-VERBS = ("run", "check", "plan", "verify", "report", "list", "cleanup", "schema", "doctor", "version", "completion")
+VERBS = (
+    "run",
+    "check",
+    "plan",
+    "verify",
+    "report",
+    "list",
+    "resume",
+    "retry",
+    "cleanup",
+    "schema",
+    "doctor",
+    "version",
+    "completion",
+)
 
 
 def with_verb(words: Sequence[str]) -> list[str]:
@@ -48,14 +62,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--output", metavar="DIR", default="runs", help="where the run's directory is made (default: runs)"
     )
-    run.add_argument(
-        "--keep", action="store_true", help="leave the finished agents' directories on the nodes, for a look"
-    )
-    run.add_argument("--json", action="store_true", help="print every event as one JSON object a line")
-    run.add_argument("-q", "--quiet", action="store_true", help="print problems and the result only")
-    run.add_argument(
-        "-v", "--verbose", action="count", default=0, help="say more: the exact commands, and each transition"
-    )
+    _conduct(run)
 
     check = verb("check", "validate runbooks without touching any node", "check")
     check.add_argument("runbooks", nargs="+", metavar="RUNBOOK")
@@ -79,8 +86,26 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("folder", nargs="?", default="runs", metavar="DIR")
     listing.add_argument("--json", action="store_true", help="one JSON object a run")
 
+    resume = verb("resume", "take up a run whose runner died: wait for its agents, fetch, verify, remove", "resume")
+    resume.add_argument("run", metavar="RUN_DIR")
+    _conduct(resume)
+
+    retry = verb("retry", "do a run's failed nodes again, as planned, at a T0 of their own", "retry")
+    retry.add_argument("run", metavar="RUN_DIR")
+    retry.add_argument(
+        "--failed", action="store_true", help="the nodes that failed (needed: there is no other choice yet)"
+    )
+    retry.add_argument(
+        "--output", metavar="DIR", help="where the new run's directory is made (default: beside the old one)"
+    )
+    _conduct(retry)
+
     cleanup = verb("cleanup", "remove what interrupted or dead runs left on nodes", "cleanup")
     cleanup.add_argument("runs", nargs="*", metavar="RUN_DIR", help="runs to clean up after")
+    cleanup.add_argument("--older-than", metavar="AGE", help="all runs below --runs that began longer ago: 2h, 7d")
+    cleanup.add_argument(
+        "--runs", dest="folder", metavar="DIR", default="runs", help="for --older-than (default: runs)"
+    )
     cleanup.add_argument(
         "--all-here", action="store_true", help="everything that agents of this user left on this machine"
     )
@@ -98,6 +123,21 @@ def parser() -> argparse.ArgumentParser:
     completion = verb("completion", "print the completion code for a shell", "completion")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return top
+
+
+def _conduct(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--keep", action="store_true", help="leave the finished agents' directories on the nodes, for a look"
+    )
+    verb.add_argument("--max-fail", metavar="N|N%", help="start nothing new once more nodes than that have failed")
+    verb.add_argument(
+        "--fetch-rate", metavar="SIZE/s", help="bound the bytes a second of all fetching together: 20MB/s"
+    )
+    verb.add_argument("--json", action="store_true", help="print every event as one JSON object a line")
+    verb.add_argument("-q", "--quiet", action="store_true", help="print problems and the result only")
+    verb.add_argument(
+        "-v", "--verbose", action="count", default=0, help="say more: the exact commands, and each transition"
+    )
 
 
 def _documents(verb: argparse.ArgumentParser) -> None:

@@ -3,62 +3,86 @@
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 from retina_runner.bundle import agent_bundle
 from retina_runner.cli.resolve import Links
+from retina_runner.cli.resume import is_runner, open_run, refuse_running
 from retina_runner.errors import Exit, UsageError
 from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.executors.local import default_work_directory
+from retina_runner.fleet import DEFAULT_FORKS
 from retina_runner.inventory.connection import Connection, connection_of
-from retina_runner.report import fold
+from retina_runner.report import RunReport
 from retina_runner.rundir import RunDirectory
+from retina_runner.units import parse_duration
 
 
 def main(chosen: argparse.Namespace) -> int:
-    if not chosen.runs and not chosen.all_here:
-        raise UsageError("cleanup: name run directories, or say --all-here")
+    if not chosen.runs and not chosen.all_here and not chosen.older_than:
+        raise UsageError("cleanup: name run directories, or say --older-than AGE or --all-here")
+    runs = [Path(r) for r in chosen.runs]
     places: list[tuple[str, str, Connection | None]] = []
-    for run in chosen.runs:
-        report = fold(RunDirectory.open(Path(run)).read_events())
-        if report.exit_code is None and report.pid and _is_runner(report.pid):
-            raise UsageError(
-                f"{run}: it is still running (process {report.pid}); end it with Ctrl-C or kill {report.pid}"
-            )
-        places += [(n.id, n.directory, connection_of(n.reach)) for n in report.nodes if n.directory]
+    for path in runs:
+        directory, report = open_run(path)
+        refuse_running(directory, report)
+        places += _left(report)
+    for directory, report in _old(Path(chosen.folder), chosen.older_than):
+        places += [] if directory.path in runs else _left(report)
     if chosen.all_here:
         work = Path(chosen.work_dir or default_work_directory())
         places += [("this machine", str(p), None) for p in sorted(work.glob("*/plan.json")) for p in [p.parent]]
-    failed = 0
+    places = list(dict.fromkeys(places))
     links = Links()
-    for where, directory, reach in dict.fromkeys(places):
-        failed += _remove(links, where, directory, reach)
-    links.close()
+    try:
+        with ThreadPoolExecutor(min(DEFAULT_FORKS, len(places) or 1)) as pool:
+            done = list(pool.map(lambda place: _remove(links, *place), places))
+    finally:
+        links.close()
+    for _, said in done:
+        print(said)
     if not places:
         print("nothing to remove")
-    return Exit.SOME_FAILED if failed else Exit.OK
+    return Exit.SOME_FAILED if any(failed for failed, _ in done) else Exit.OK
 
 
-def _remove(links: Links, where: str, directory: str, reach: Connection | None) -> int:
+def _left(report: RunReport) -> list[tuple[str, str, Connection | None]]:
+    return [(n.id, n.directory, connection_of(n.reach)) for n in report.nodes if n.directory and not n.removed]
+
+
+def _old(folder: Path, age: str | None) -> Iterator[tuple[RunDirectory, RunReport]]:
+    """The runs that began longer ago than that and of which something may be left; a run that goes on isn't one."""
+    if age is None:
+        return
+    try:
+        limit = time.time() - parse_duration(age)
+    except ValueError as error:
+        raise UsageError(f"--older-than {age}: {error}") from None
+    for path in sorted(folder.glob("*/events.jsonl")):
+        directory, report = open_run(path.parent)
+        begun = datetime.fromisoformat(report.started.replace("Z", "+00:00")).timestamp() if report.started else 0.0
+        if begun < limit and not (report.exit_code is None and report.pid and is_runner(report.pid)):
+            yield directory, report
+
+
+def _remove(links: Links, where: str, directory: str, reach: Connection | None) -> tuple[bool, str]:
+    """Whether it failed, and what became of it."""
+    place = f"{where}: {directory}"
     if reach is None and not Path(directory).exists():
-        print(f"{where}: {directory}: nothing there")
-        return 0
+        return False, f"{place}: nothing there"
     link = links.to(reach, str(Path(directory).parent))
     try:
         link.connect()
         link.install(agent_bundle())
         answer = link.call("remove", directory, limit_s=90.0)
     except (LinkRefused, LinkLost) as error:
-        print(f"{where}: {directory}: {error}")
-        return 1
+        return True, f"{place}: {error}"
     finally:
         link.close()
-    print(f"{where}: {directory}: {'removed' if answer.get('removed') else answer.get('why')}")
-    return 0 if answer.get("removed") else 1
-
-
-def _is_runner(pid: int) -> bool:
-    try:
-        return b"retina" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+    if answer.get("removed"):
+        return False, f"{place}: removed"
+    return True, f"{place}: {answer.get('why')}"

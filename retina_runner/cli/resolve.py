@@ -16,10 +16,9 @@ from retina_runner.cli.hosts import Hosts, limited
 from retina_runner.errors import DocumentError, Problem, UsageError
 from retina_runner.executors import Link
 from retina_runner.executors.local import LocalLink, default_work_directory
+from retina_runner.fleet import DEFAULT_FORKS
 from retina_runner.inventory.connection import Connection
 from retina_runner.runbook import Capture, KubernetesNodes, LocalNodes, Runbook, load_runbook
-
-DEFAULT_FORKS = 50
 
 
 @dataclass(frozen=True)

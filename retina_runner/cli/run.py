@@ -9,17 +9,20 @@ import signal
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from retina_runner import __version__, planning
+from retina_runner.bundle import AgentBundle
 from retina_runner.cli.resolve import Links, Resolved, directory_of, resolve, work_directory_of
-from retina_runner.errors import Exit, UploadError
+from retina_runner.errors import Exit, UploadError, UsageError
 from retina_runner.executors import LinkLost, LinkRefused
-from retina_runner.fleet import Fleet, Target
+from retina_runner.fleet import Adoption, Fleet, Target, Terms
 from retina_runner.report import Fold, exit_code, to_json
+from retina_runner.runbook import Limits
 from retina_runner.rundir import EventLog, RunDirectory
+from retina_runner.units import parse_size
 from retina_runner.uploads import NotStored, Parcel
 from retina_runner.uploads import Target as UploadTarget
 from retina_runner.uploads.directory import DirectoryTarget
@@ -104,7 +107,7 @@ def _run(resolved: Resolved, chosen: argparse.Namespace, uploads: Sequence[Uploa
     targets = []
     links = Links(resolved.forks)
     for number, plan in enumerate(resolved.plans):
-        directory.write(directory.plans / f"{plan.id.replace('/', '_')}.json", plan.text.decode())
+        directory.write(directory.plan(plan.id), plan.text.decode())
         targets.append(
             Target(
                 id=plan.id,
@@ -118,45 +121,87 @@ def _run(resolved: Resolved, chosen: argparse.Namespace, uploads: Sequence[Uploa
                 work_directory=work_directory_of(resolved, plan),
             )
         )
+    terms = terms_of(resolved.runbook.limits, chosen, resolved.forks, len(targets))
+    begin = {
+        "event": "run-start", "run": directory.name, "runbook": resolved.runbook.name, "runbook_sha256": resolved.runbook.sha256,
+        "version": __version__, "directory": str(directory.path), "duration_s": resolved.runbook.duration_s,
+        "fail_on_loss": resolved.runbook.fail_on_loss, "pid": os.getpid(),
+        "terms": {**asdict(terms), "uploads": [{"kind": u.kind, "options": dict(u.options)} for u in resolved.runbook.uploads]},
+        "nodes": [
+            {"id": t.id, "node": t.node, "capture": t.capture, "executor": t.executor, "directory": t.directory,
+             "reach": asdict(resolved.reach[t.id]) if t.id in resolved.reach else None}
+            for t in targets
+        ],
+    }  # fmt: skip
+    return conduct(Conduct(directory, tuple(targets), links, terms, tuple(uploads), resolved.agent), begin, chosen)
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """Everything that carrying a run out takes, whether it is new or was left by a runner that died."""
+
+    directory: RunDirectory
+    targets: tuple[Target, ...]
+    links: Links
+    terms: Terms
+    uploads: tuple[UploadTarget, ...]
+    agent: AgentBundle
+
+
+def conduct(how: Conduct, begin: Mapping[str, Any], chosen: argparse.Namespace, adopt: Adoption | None = None) -> int:
+    """Carry it out, show it, record it; the exit status. `begin` is the first event."""
 
     def store(target: Target, path: Path, sha256: str) -> Iterator[Mapping[str, Any]]:
-        for place in uploads:
+        for place in how.uploads:
             told = {"event": "upload", "target": place.describe()}
             try:
                 yield {
                     **told,
                     "state": "stored",
-                    "location": place.store(Parcel(directory.name, target.node, path, sha256)),
+                    "location": place.store(Parcel(how.directory.name, target.node, path, sha256)),
                 }
             except NotStored as why:
                 yield {**told, "state": "failed", "why": str(why)}
 
     fleet = Fleet(
-        targets, resolved.agent, directory.archives, ready_timeout_s=resolved.runbook.limits.ready_timeout_s,
-        verify=lambda path: verify_archive(path).problems, store=store, keep=chosen.keep,
+        how.targets, how.agent, how.directory.archives, how.terms,
+        verify=lambda path: verify_archive(path).problems, store=store, adopt=adopt,
     )  # fmt: skip
-    recorder = Recorder(directory, _view(chosen))
+    recorder = Recorder(how.directory, _view(chosen))
     interrupts = _Interrupts(fleet, recorder)
-    recorder.add(
-        {
-            "event": "run-start", "run": directory.name, "runbook": resolved.runbook.name, "runbook_sha256": resolved.runbook.sha256,
-            "version": __version__, "directory": str(directory.path), "duration_s": resolved.runbook.duration_s,
-            "fail_on_loss": resolved.runbook.fail_on_loss, "pid": os.getpid(),
-            "nodes": [
-                {"id": t.id, "node": t.node, "capture": t.capture, "executor": t.executor, "directory": t.directory,
-                 "reach": asdict(resolved.reach[t.id]) if t.id in resolved.reach else None}
-                for t in targets
-            ],
-        }
-    )  # fmt: skip
+    recorder.add(begin)
     with interrupts:
         for event in fleet.events():
             recorder.add(event)
-    links.close()
+    how.links.close()
     remains = fleet.remains()
     if interrupts.received and remains:
         recorder.add({"event": "interrupted", "signal": interrupts.received, "remains": list(remains)})
     return recorder.end()
+
+
+def terms_of(limits: Limits, chosen: argparse.Namespace, forks: int, nodes: int) -> Terms:
+    """The run's terms: the runbook's limits, where the command line doesn't say otherwise. Raises UsageError."""
+    given = chosen.max_fail if chosen.max_fail is not None else limits.max_fail
+    max_fail = None
+    if given is not None:
+        text = str(given)
+        number = text.removesuffix("%")
+        if not number.isdecimal() or (text.endswith("%") and int(number) > 100):
+            raise UsageError(f"--max-fail {text}: a number of nodes, or percent of them, such as 3 or 10%")
+        max_fail = int(number) * nodes // 100 if text.endswith("%") else int(number)
+    rate = None
+    if chosen.fetch_rate is not None:
+        try:
+            rate = float(parse_size(chosen.fetch_rate.removesuffix("/s")))
+        except ValueError as error:
+            raise UsageError(f"--fetch-rate {chosen.fetch_rate}: {error}") from None
+        if rate <= 0:
+            raise UsageError("--fetch-rate: must be more than nothing")
+    return Terms(
+        ready_timeout_s=limits.ready_timeout_s, reconnect_timeout_s=limits.reconnect_timeout_s, forks=forks,
+        max_fail=max_fail, fetch_bytes_s=rate, keep=chosen.keep,
+    )  # fmt: skip
 
 
 def _view(chosen: argparse.Namespace) -> View:
@@ -180,6 +225,8 @@ class Recorder:
         self._directory, self._view = directory, view
         self._log = EventLog(directory)
         self._fold = Fold()
+        for event in directory.read_events():  # of a runner that died
+            self._fold.add(event)
         self._trouble = ""
 
     def add(self, event: Mapping[str, Any]) -> None:
@@ -187,7 +234,7 @@ class Recorder:
 
         numbered = self._log.append({"time": utc(), **event})
         self._fold.add(numbered)
-        if numbered["event"] in ("run-start", "t0"):
+        if numbered["event"] in ("run-start", "t0", "resumed"):
             self.save()
         self._view.event(numbered, self._fold.report())
 

@@ -33,6 +33,12 @@ def table(report: RunReport) -> str:
             lines.append(f"{plain(node.id)}: left on the node: {plain(node.remains)}")
     if any(n.remains for n in report.nodes) or report.remains:
         lines.append(f"to remove what is left: retina-run cleanup {report.directory}")
+    if report.held_back:
+        lines.append(plain(report.held_back))
+    if report.skew:
+        lines.append(
+            f"start skew of {report.skew.nodes} nodes: {report.skew.spread_s * 1000:.1f} ms ± {report.skew.error_s * 1000:.1f} ms"
+        )
     if lines[-1]:
         lines.append("")
     if report.directory:

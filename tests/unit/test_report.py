@@ -226,3 +226,33 @@ def test_the_events_of_these_tests_are_the_schema_s() -> None:
 ])  # fmt: skip
 def test_the_schema_is_strict_for_what_is_written(wrong: Event) -> None:
     assert not validator("event").is_valid({"seq": 0, **wrong})
+
+
+def test_the_skew_of_the_windows_is_told_with_its_error() -> None:
+    events = [start("a", "b", "c")]
+    for node, error_s, late_s in (("a", 0.002, 0.0004), ("b", 0.001, 0.0), ("c", 0.0005, 0.0001)):
+        events.append(at(node, "node-clock", offset_s=90.0, error_s=error_s))
+        events.append(at(node, "window", t0=TIME, late_s=late_s))
+    skew = fold(events).skew
+    assert skew is not None
+    assert skew.nodes == 3
+    assert skew.spread_s == pytest.approx(0.0004)
+    assert skew.error_s == pytest.approx(0.003)
+    assert to_json(fold(events))["skew"]["nodes"] == 3
+    assert fold(events[:3]).skew is None
+
+
+def test_a_run_that_was_adopted_is_told_anew_for_the_nodes_that_were_not_done() -> None:
+    first = [start("a", "b"), *begun("a"), *packed("a"), *delivered("a"), *begun("b"), at("b", "warning", why="once")]
+    again = [{"event": "resumed", "time": TIME, "pid": 9, "ids": ["b"]}, *begun("b"), at("b", "warning", why="once")]
+    report = fold([*first, *again])
+    assert report.pid == 9
+    assert report.nodes[0] == fold(first).nodes[0]
+    assert report.nodes[1].warnings == ("once",)
+    assert report.nodes[1].directory == "/var/tmp/b"
+
+
+def test_a_run_that_was_held_back_says_why() -> None:
+    report = fold([start("a", "b"), {"event": "held-back", "time": TIME, "failed": 1, "max_fail": 0}])
+    assert "more than max_fail (0)" in report.held_back
+    assert from_json(json.loads(json.dumps(to_json(report)))) == report

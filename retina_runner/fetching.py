@@ -1,0 +1,72 @@
+"""Bringing one archive here: streamed, hashed on the way, resumed where it broke off, under its name only when it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+READ_BYTES = 1 << 20
+
+
+class Throttle:
+    """Bounds the bytes a second of everything that goes through it together; None doesn't bound."""
+
+    def __init__(self, bytes_s: float | None):
+        self._bytes_s = bytes_s
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+
+    def take(self, count: int) -> None:
+        """Wait for these bytes' turn."""
+        if not self._bytes_s:
+            return
+        with self._lock:
+            now = time.monotonic()
+            self._free_at = max(now, self._free_at) + count / self._bytes_s
+            wait_s = self._free_at - now
+        time.sleep(wait_s)
+
+
+def fetch(read: Callable[[int], Iterator[bytes]], path: Path, size_bytes: int, sha256: str, throttle: Throttle) -> str:
+    """Have the archive of that size and digest at `path`; what is wrong with what came, or nothing.
+
+    `read(offset)` yields its bytes from there on. What came before it broke stays beside `path` as `.part`, for the next
+    call, also of another process. Raises whatever `read` raises, and OSError.
+    """
+    if path.exists() and path.stat().st_size == size_bytes and _digest(path).hexdigest() == sha256:
+        return ""
+    part = path.with_name(path.name + ".part")
+    descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "r+b") as file:
+        resumed = os.fstat(descriptor).st_size
+        if resumed > size_bytes:
+            file.truncate(0)
+            resumed = 0
+        digest = _digest(part)
+        file.seek(resumed)
+        for chunk in read(resumed):
+            file.write(chunk)
+            digest.update(chunk)
+            throttle.take(len(chunk))
+        file.flush()
+        os.fsync(descriptor)
+        got = file.tell()
+    if got != size_bytes or digest.hexdigest() != sha256:
+        part.unlink()
+        if resumed:
+            return fetch(read, path, size_bytes, sha256, throttle)  # once more, and all of it
+        return f"{got} of {size_bytes} B came over, with another sha256 than the node's"
+    os.replace(part, path)
+    return ""
+
+
+def _digest(path: Path) -> hashlib._Hash:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
+    return digest
