@@ -1,0 +1,302 @@
+"""All BPF plugins of a plan as one source of metrics: compiled together where that works, each alone where it doesn't."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import retina_runner.agent as agent
+from retina_runner.agent import facts, process
+from retina_runner.agent.context import Gap
+from retina_runner.agent.ebpf import syscalls
+from retina_runner.agent.ebpf.decode import DECODERS, Decoder, Described, Place
+from retina_runner.agent.ebpf.program import Unit
+from retina_runner.agent.ebpf.tables import Sums, Table
+from retina_runner.agent.metrics import plugins
+from retina_runner.agent.metrics.model import FAILED, OK, SKIPPED, Capability, ProgramCost, Sample, Scope, Source
+from retina_runner.agent.metrics.namespaces import Namespace, inode_of
+
+COMPILE_LIMIT_S = 120.0
+ENUMERATIONS = ("skb_drop_reason", "sk_rst_reason")
+SOCKET, RAW = "socket_filter", "raw_tracepoint"
+BTF = "/sys/kernel/btf/vmlinux"
+
+
+@dataclass
+class Part:
+    """Plugins that were compiled together. `units` are one for each namespace of its sockets, the first for tracepoints
+    as well."""
+
+    names: Tuple[str, ...]
+    compiled: Mapping[str, Any]
+    units: List[Tuple[str, Unit]] = field(default_factory=list)
+    decoders: List[Decoder] = field(default_factory=list)
+
+
+class BpfSource(Source):
+    """See `Source`; `directory` is scratch space."""
+
+    def __init__(self, names: Sequence[str], scope: Scope, options: Mapping[str, Any], directory: Path):
+        own = {f["name"]: f for f in options.get("files", ())}
+        self._plugins = [
+            plugins.parse(n, own[n]["description"]) if n in own else plugins.load(n) for n in names
+        ]  # fmt: skip
+        self._texts = {n: f["source"] for n, f in own.items()}
+        self._scope, self._options, self._directory = scope, options, directory
+        self._parts: List[Part] = []
+        self._namespaces: List[Namespace] = []
+        self._statistics = -1
+        self._times: Dict[Tuple[int, str], Tuple[int, int, int]] = {}
+        self._lost: List[Table] = []
+
+    # -- prepare -----------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> List[Capability]:
+        lacking = self._lacking()
+        if lacking is not None:
+            return [Capability(p.name, "", SKIPPED, *lacking) for p in self._plugins]
+        try:
+            for name in self._scope.namespaces or ("",):
+                self._namespaces.append(Namespace(name))
+            inodes = {inode_of(n.name): n.name for n in self._namespaces}
+        except Gap as gap:
+            return [Capability(p.name, "", FAILED, f"{gap.what}: {gap.why}", gap.hint) for p in self._plugins]
+        rows: List[Capability] = []
+        for together in self._compiled(rows):
+            try:
+                self._attach(together, inodes, rows)
+            except OSError as error:
+                rows += [Capability(n, "", FAILED, str(error.strerror or error)) for n in together.names]
+        try:
+            self._statistics = syscalls.enable_run_times()
+        except OSError:
+            pass  # before 5.8 the kernel measures nothing for us
+        return rows
+
+    def _lacking(self) -> Optional[Tuple[str, str]]:
+        """(why, hint) when no program can be loaded at all."""
+        held = set(facts.rights()["capabilities"])
+        if "sys_admin" not in held and not {"bpf", "perfmon", "net_raw"} <= held:
+            return (
+                "no right to load BPF programs (CAP_BPF, CAP_PERFMON and CAP_NET_RAW, or CAP_SYS_ADMIN)",
+                "run as root",
+            )
+        if not os.path.exists(BTF):
+            return f"this kernel has no BTF ({BTF})", "a kernel with CONFIG_DEBUG_INFO_BTF=y"
+        if process.find("python3") is None:
+            return "the distribution's own python3, which BCC belongs to, isn't installed", HINT
+        return None
+
+    def _compiled(self, rows: List[Capability]) -> List[Part]:
+        """Everything of ours in one go; if that fails, plugin by plugin. A user's own is always alone."""
+        ours = [p for p in self._plugins if p.name not in self._texts]
+        groups = ([ours] if ours else []) + [[p] for p in self._plugins if p.name in self._texts]
+        found: List[Part] = []
+        while groups:
+            group = groups.pop(0)
+            names = tuple(p.name for p in group)
+            answer = self._compile(group)
+            if "why" not in answer:
+                found.append(Part(names, answer))
+            elif len(group) > 1 and answer.get("hint") != HINT:
+                groups = [[p] for p in group] + groups
+            else:
+                rows += [Capability(n, "", FAILED, answer["why"], answer.get("hint", "")) for n in names]
+        return found
+
+    def _compile(self, group: List[plugins.Plugin]) -> Mapping[str, Any]:
+        hooks = [h for p in group for h in p.document["hooks"]]
+        answer = self._directory / "compiled.json"
+        request = {
+            "text": self._text(group),
+            "programs": sorted({h["program"] for h in hooks}),
+            "tracepoints": sorted({h["target"] for h in hooks if h["kind"] == RAW}),
+            "enumerations": ENUMERATIONS,
+            "defines": {"FLOW_ENTRIES": self._options["flow_entries"], **{f"WITH_{p.name}": 1 for p in group}},
+            "include": str(self._headers()),
+            "answer": str(answer),
+        }
+        code = (
+            f"import sys; sys.path.insert(0, {str(Path(str(agent.__file__)).parents[2])!r}); "
+            "from retina_runner.agent.ebpf.worker import main; sys.exit(main())"
+        )
+        answer.unlink() if answer.exists() else None
+        outcome = process.run(["python3", "-c", code], stdin=json.dumps(request).encode(), limit_s=COMPILE_LIMIT_S)
+        if not answer.exists():
+            said = _first_error(outcome.stderr.decode("utf-8", "replace"))
+            if outcome.exit_status == -signal.SIGABRT:
+                said = "LLVM aborted " + said
+            return {"why": f"BCC: {said or outcome.why()}"}
+        found: Dict[str, Any] = json.loads(answer.read_text())
+        if "why" in found:
+            said = _first_error(outcome.stderr.decode("utf-8", "replace"))
+            found["why"] += f" ({said})" if said else ""
+            return found
+        found["enumerations"] = {
+            name: {int(value): label for value, label in values.items()}
+            for name, values in found["enumerations"].items()
+        }
+        return found
+
+    def _text(self, group: List[plugins.Plugin]) -> str:
+        ports = " || ".join(f"(port) == BIG16({p})" for p in self._options["dns_ports"])
+        sockets = any(h["kind"] == SOCKET for p in group for h in p.document["hooks"] if p.name not in self._texts)
+        parts = ["#include <linux/version.h>", _shipped("retinarun.h"), f"#define IS_DNS(port) ({ports})"]
+        parts += [_shipped("packet.h")] if sockets else []
+        parts += [self._texts.get(p.name) or _shipped(f"{p.name}.c") for p in group]
+        parts += [_shipped("packet.c")] if sockets else []
+        return "\n".join(parts)
+
+    def _headers(self) -> Path:
+        """The small tree that BCC takes for a kernel's headers, written out."""
+        for name in plugins.shipped_paths():
+            if name.startswith("include/"):
+                path = self._directory / "headers" / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(_shipped(name), encoding="utf-8")
+        return self._directory / "headers"
+
+    def _attach(self, part: Part, inodes: Dict[int, str], rows: List[Capability]) -> None:
+        self._parts.append(part)  # before anything is in the kernel, so that `stop` knows of it
+        labelled = bool(self._scope.namespaces)
+        only = [] if self._scope.whole_node and not labelled else list(inodes)
+        names = dict(inodes) if labelled else _names_of_namespaces()
+        described = [p for p in self._plugins if p.name in part.names]
+        sockets = any(h["kind"] == SOCKET for p in described for h in p.document["hooks"])
+        for number, namespace in enumerate(self._namespaces if sockets else self._namespaces[:1]):
+            unit = Unit(part.compiled)
+            part.units.append((namespace.name, unit))
+            unit.only(only)
+            place = Place(names, labelled, namespace.name, lambda n=namespace: _interfaces(n))  # type: ignore[misc]
+            attached: Dict[Tuple[str, str, str], Capability] = {}
+            for plugin in described:
+                hooks = [h for h in plugin.document["hooks"] if h["kind"] == SOCKET or number == 0]
+                told = [self._hook(plugin.name, h, unit, namespace, part, attached) for h in hooks]
+                rows += [r for r in told if number == 0 or r.status != OK]
+                if any(r.status == OK for r in told):
+                    part.decoders.append(self._decoder(plugin, unit, part, place))
+            self._lost.append(Table(unit.maps["lost"], "=Q"))
+
+    def _hook(
+        self, plugin: str, hook: Mapping[str, Any], unit: Unit, namespace: Namespace, part: Part,
+        attached: Dict[Tuple[str, str, str], Capability],
+    ) -> Capability:  # fmt: skip
+        shown = f"{hook['kind']}:{hook['target']}"
+        key = (hook["kind"], hook["target"], hook["program"])
+        if key in attached:  # plugins can share a program
+            known = attached[key]
+            return Capability(plugin, shown, known.status, known.why, known.hint)
+        status, why = OK, ""
+        try:
+            if hook["kind"] == SOCKET:
+                unit.attach_socket(namespace, hook["program"])
+            elif hook["kind"] != RAW:
+                status, why = SKIPPED, f"hooks of kind {hook['kind']} aren't supported"
+            elif part.compiled["tracepoints"].get(hook["target"]) is None:
+                status, why = SKIPPED, f"this kernel has no tracepoint {hook['target']}"
+            else:
+                unit.attach_raw_tracepoint(hook["target"], hook["program"])
+        except OSError as error:
+            status, why = FAILED, str(error.strerror or error)
+        attached[key] = Capability(plugin, shown, status, why)
+        return attached[key]
+
+    def _decoder(self, plugin: plugins.Plugin, unit: Unit, part: Part, place: Place) -> Decoder:
+        if plugin.name in self._texts:
+            kind: Any = type("Own", (Described,), {"description": plugin.document})
+        else:
+            kind = DECODERS[plugin.name]
+        decoder: Decoder = kind(unit.maps, part.compiled, place)
+        return decoder
+
+    # -- while it runs -----------------------------------------------------------------------------------------------
+
+    def zero(self) -> None:
+        for part in self._parts:
+            for decoder in part.decoders:
+                decoder.zero()
+        for table in self._lost:
+            table.zero()
+        self._times = self._now()
+
+    def sample(self) -> List[Sample]:
+        sums = Sums()
+        for part in self._parts:
+            for decoder in part.decoders:
+                decoder.read(sums)
+        return [Sample(metric, labels, value) for (metric, labels), value in sums.found.items()]
+
+    def loss(self) -> Dict[str, int]:
+        found = {"tables_full": sum(v[0] for table in self._lost for v in table.since().values())}
+        found["recursion_misses"] = sum(now[2] - self._before(key)[2] for key, now in self._now().items())
+        for part in self._parts:
+            for decoder in part.decoders:
+                for kind, number in decoder.loss().items():
+                    found[kind] = found.get(kind, 0) + number
+        return found
+
+    def cost(self) -> List[ProgramCost]:
+        total: Dict[str, Tuple[int, int]] = {}
+        for (number, name), now in self._now().items():
+            before, known = self._before((number, name)), total.get(name, (0, 0))
+            total[name] = (known[0] + now[1] - before[1], known[1] + now[0] - before[0])
+        return [ProgramCost(name, runs, took) for name, (runs, took) in sorted(total.items())]
+
+    def _before(self, key: Tuple[int, str]) -> Tuple[int, int, int]:
+        return self._times.get(key, (0, 0, 0))
+
+    def _now(self) -> Dict[Tuple[int, str], Tuple[int, int, int]]:
+        units = [unit for part in self._parts for _, unit in part.units]
+        return {
+            (number, name): syscalls.run_times(descriptor)
+            for number, unit in enumerate(units)
+            for name, descriptor in unit.programs.items()
+        }
+
+    def stop(self) -> None:
+        for part in self._parts:
+            for _, unit in part.units:
+                unit.close()
+        for namespace in self._namespaces:
+            namespace.close()
+        if self._statistics >= 0:
+            os.close(self._statistics)
+            self._statistics = -1
+        self._parts, self._lost, self._namespaces = [], [], []
+
+
+HINT = "apt-get install python3-bpfcc, or dnf install python3-bcc"
+
+
+def _shipped(name: str) -> str:
+    content = plugins.shipped(name)
+    if content is None:
+        raise OSError(f"this agent lacks bpf/{name}")
+    return content.decode()
+
+
+def _first_error(stderr: str) -> str:
+    """The compiler's first complaint, in one line."""
+    lines = [line.strip() for line in stderr.splitlines() if "error:" in line or "could not" in line.lower()]
+    return lines[0][:300] if lines else ""
+
+
+def _interfaces(namespace: Namespace) -> Dict[int, str]:
+    return dict(namespace.inside(socket.if_nameindex))
+
+
+def _names_of_namespaces() -> Dict[int, str]:
+    """Inode to name of the namespaces that have one here, and of the agent's own, whose name is empty."""
+    found = {}
+    for folder in ("/run/netns", "/var/run/netns"):
+        try:
+            for name in os.listdir(folder):
+                found[os.stat(f"{folder}/{name}").st_ino] = name
+        except OSError:
+            continue
+    return found
