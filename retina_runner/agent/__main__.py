@@ -1,4 +1,4 @@
-"""The agent's verbs: check, start, release, events, alive, fetch, stop, remove, clock. One JSON object a line on stdout.
+"""The agent's verbs: check, start, release, events, alive, fetch, stop, remove, clock, hold. One JSON object a line on stdout.
 
 Exit status 0 when the verb did what it says, 2 for a plan or directory that won't do, 1 for a bug (a traceback).
 """
@@ -47,6 +47,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     check = verbs.choices["check"]
     check.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where `start` would be told to work")
     verbs.add_parser("clock", help="answer each line on stdin with this node's Unix time")
+    holds = verbs.add_parser("hold", help="be a pod's first process: wait while agents work below DIRECTORY")
+    holds.add_argument("directory", type=Path)
+    holds.add_argument(
+        "--limit", type=float, required=True, metavar="SECONDS", help="how long to wait for the first plan"
+    )
     chosen = parser.parse_args(arguments)
     return int(globals()["_" + chosen.verb](chosen))
 
@@ -198,6 +203,12 @@ def _clock(chosen: argparse.Namespace) -> int:
     for _ in iter(sys.stdin.buffer.readline, b""):
         _say(time.time())
     return 0
+
+
+def _hold(chosen: argparse.Namespace) -> int:
+    from retina_runner.agent.hold import hold
+
+    return hold(chosen.directory, chosen.limit)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from datetime import datetime
 from pathlib import Path
 
 from retina_runner.bundle import agent_bundle
+from retina_runner.cli.pods import Reach, reach_from
 from retina_runner.cli.resolve import Links
 from retina_runner.cli.resume import is_runner, open_run, refuse_running
 from retina_runner.errors import Exit, UsageError
 from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.executors.local import default_work_directory
 from retina_runner.fleet import DEFAULT_FORKS
-from retina_runner.inventory.connection import Connection, connection_of
 from retina_runner.report import RunReport
 from retina_runner.rundir import RunDirectory
 from retina_runner.units import parse_duration
@@ -26,7 +26,7 @@ def main(chosen: argparse.Namespace) -> int:
     if not chosen.runs and not chosen.all_here and not chosen.older_than:
         raise UsageError("cleanup: name run directories, or say --older-than AGE or --all-here")
     runs = [Path(r) for r in chosen.runs]
-    places: list[tuple[str, str, Connection | None]] = []
+    places: list[tuple[str, str, Reach | None]] = []
     for path in runs:
         directory, report = open_run(path)
         refuse_running(directory, report)
@@ -50,8 +50,8 @@ def main(chosen: argparse.Namespace) -> int:
     return Exit.SOME_FAILED if any(failed for failed, _ in done) else Exit.OK
 
 
-def _left(report: RunReport) -> list[tuple[str, str, Connection | None]]:
-    return [(n.id, n.directory, connection_of(n.reach)) for n in report.nodes if n.directory and not n.removed]
+def _left(report: RunReport) -> list[tuple[str, str, Reach | None]]:
+    return [(n.id, n.directory, reach_from(n.reach)) for n in report.nodes if n.directory and not n.removed]
 
 
 def _old(folder: Path, age: str | None) -> Iterator[tuple[RunDirectory, RunReport]]:
@@ -69,7 +69,7 @@ def _old(folder: Path, age: str | None) -> Iterator[tuple[RunDirectory, RunRepor
             yield directory, report
 
 
-def _remove(links: Links, where: str, directory: str, reach: Connection | None) -> tuple[bool, str]:
+def _remove(links: Links, where: str, directory: str, reach: Reach | None) -> tuple[bool, str]:
     """Whether it failed, and what became of it."""
     place = f"{where}: {directory}"
     if reach is None and not Path(directory).exists():

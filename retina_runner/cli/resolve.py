@@ -7,17 +7,21 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from retina_runner import naming, planning
 from retina_runner.agent import process
 from retina_runner.bundle import AgentBundle, agent_bundle
 from retina_runner.cli.hosts import Hosts, limited
+from retina_runner.cli.pods import Pods, Reach
 from retina_runner.errors import DocumentError, Problem, UsageError
 from retina_runner.executors import Link
+from retina_runner.executors.kubernetes.link import PodLink, PodReach
+from retina_runner.executors.kubernetes.objects import WORK_DIRECTORY
+from retina_runner.executors.kubernetes.session import Session
 from retina_runner.executors.local import LocalLink, default_work_directory
 from retina_runner.fleet import DEFAULT_FORKS
-from retina_runner.inventory.connection import Connection
 from retina_runner.runbook import Capture, KubernetesNodes, LocalNodes, Runbook, load_runbook
 
 
@@ -25,7 +29,7 @@ from retina_runner.runbook import Capture, KubernetesNodes, LocalNodes, Runbook,
 class Resolved:
     """A runbook with its nodes and plans. `token` tells this run's directories on nodes from every other's.
 
-    `reach` is by plan id, for the plans whose nodes aren't this machine.
+    `reach` is by plan id, for the plans whose nodes aren't this machine; `jobs` are manifests by name.
     """
 
     runbook: Runbook
@@ -34,8 +38,9 @@ class Resolved:
     token: str
     agent: AgentBundle
     work_directory: str
-    reach: Mapping[str, Connection]
+    reach: Mapping[str, Reach]
     forks: int = DEFAULT_FORKS
+    jobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def resolve(chosen: argparse.Namespace) -> Resolved:
@@ -43,10 +48,10 @@ def resolve(chosen: argparse.Namespace) -> Resolved:
     runbook = load_runbook(chosen.runbook, chosen.extra_vars)
     problems: list[Problem] = []
     places: dict[str, list[planning.Place]] = {}
-    hosts = Hosts(chosen.inventory)
+    hosts, pods = Hosts(chosen.inventory), Pods()
     for capture in hosts.captures(runbook.captures):
         try:
-            places[capture.name] = _places(runbook, capture, hosts)
+            places[capture.name] = _places(runbook, capture, hosts, pods)
         except DocumentError as error:
             problems += [p for p in error.problems if p not in problems]
     problems += planning.compile_filters(runbook, process.run)
@@ -58,18 +63,18 @@ def resolve(chosen: argparse.Namespace) -> Resolved:
     plans = planning.build(runbook, places, run, agent)
     if len({p.id for p in plans}) != len(plans):
         raise UsageError("one node is meant twice in a capture")
-    reach = {p.id: hosts.connections[p.capture, p.node] for p in plans if p.executor == "ssh"}
+    token = secrets.token_hex(3)
+    reach: dict[str, Reach] = {p.id: hosts.connections[p.capture, p.node] for p in plans if p.executor == "ssh"}
+    reach |= pods.reach(plans, token, agent)
     work = chosen.work_dir or default_work_directory()
-    return Resolved(runbook, plans, run, secrets.token_hex(3), agent, work, reach, chosen.forks or DEFAULT_FORKS)
+    return Resolved(runbook, plans, run, token, agent, work, reach, chosen.forks or DEFAULT_FORKS, pods.jobs)
 
 
-def _places(runbook: Runbook, capture: Capture, hosts: Hosts) -> list[planning.Place]:
+def _places(runbook: Runbook, capture: Capture, hosts: Hosts, pods: Pods) -> list[planning.Place]:
     if isinstance(capture.nodes, LocalNodes):
         return [planning.Place(socket.gethostname(), "local")]
     if isinstance(capture.nodes, KubernetesNodes):
-        message = "nodes of a Kubernetes cluster can't be reached by this version"
-        path = (*capture.path, "nodes")
-        raise DocumentError([runbook.problem(path, message, "`local` and hosts of an inventory can")])
+        return pods.places(runbook, capture, capture.nodes)
     return hosts.places(runbook, capture, capture.nodes)
 
 
@@ -79,7 +84,9 @@ def work_directory_of(resolved: Resolved, plan: planning.NodePlan) -> str:
     return _work_directory(to) if to else resolved.work_directory
 
 
-def _work_directory(to: Connection) -> str:
+def _work_directory(to: Reach) -> str:
+    if isinstance(to, PodReach):
+        return WORK_DIRECTORY
     from retina_runner.executors import ssh
 
     return to.work_directory or ssh.default_work_directory(to.become_user if to.become else to.user)
@@ -91,16 +98,26 @@ def directory_of(resolved: Resolved, number: int) -> str:
 
 
 class Links:
-    """Makes the links of one run; those over SSH share the bastions, and a bound on how many connect at a time."""
+    """Makes the links of one run; those over SSH share the bastions, and a bound on how many connect at a time.
 
-    def __init__(self, forks: int = DEFAULT_FORKS):
+    Those to pods share a session for each cluster; `jobs` are the manifests, by name, of the Jobs that are to be created.
+    """
+
+    def __init__(self, forks: int = DEFAULT_FORKS, jobs: Mapping[str, Mapping[str, Any]] | None = None):
         self._forks = forks
         self._connector: object | None = None
+        self._jobs = jobs or {}
+        self._sessions: dict[tuple[str, str, str], Session] = {}
 
-    def to(self, reach: Connection | None, work_directory: str) -> Link:
-        """A link to this machine, or to the host. `work_directory` is the folder for agents there."""
+    def to(self, reach: Reach | None, work_directory: str) -> Link:
+        """A link to this machine, to the host, or to the pod. `work_directory` is the folder for agents there."""
         if reach is None:
             return LocalLink(work_directory)
+        if isinstance(reach, PodReach):
+            key = (reach.kubeconfig, reach.context, reach.token)
+            if key not in self._sessions:
+                self._sessions[key] = Session(*key, self._forks)
+            return PodLink(self._sessions[key], reach, self._jobs.get(reach.job))
         from retina_runner.executors.ssh import SshLink
         from retina_runner.executors.ssh_connect import Connector
 
@@ -109,5 +126,7 @@ class Links:
         return SshLink(reach, work_directory, self._connector)
 
     def close(self) -> None:
+        for session in self._sessions.values():
+            session.close()
         if self._connector is not None:
             self._connector.close()  # type: ignore[attr-defined]  # a Connector, which is imported where it is used

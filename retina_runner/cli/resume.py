@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from retina_runner.bundle import agent_bundle
+from retina_runner.cli.pods import reach_from
 from retina_runner.cli.resolve import Links
 from retina_runner.cli.run import Conduct, conduct, upload_targets
 from retina_runner.errors import Exit, Problem, UsageError
 from retina_runner.fleet import DEFAULT_FORKS, Adoption, Target, Terms
-from retina_runner.inventory.connection import connection_of
 from retina_runner.report import NodeReport, RunReport, fold, from_json
 from retina_runner.runbook import Upload
 from retina_runner.rundir import RunDirectory
@@ -98,7 +98,7 @@ def target_of(directory: RunDirectory, report: RunReport, node: NodeReport, link
         raise UsageError(f"{error.filename}: {error.strerror}; a run without its plans can't be taken up") from None
     return Target(
         id=node.id, node=node.node, capture=node.capture, executor=node.executor, directory=node.directory, plan=plan,
-        duration_s=report.duration_s, link=links.to(connection_of(node.reach), work), work_directory=work,
+        duration_s=report.duration_s, link=links.to(reach_from(node.reach), work), work_directory=work,
     )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def upload_targets(resolved: Resolved) -> tuple[UploadTarget, ...]:
 def _check(resolved: Resolved) -> int:
     """Ask every node whether it could; install the agent for that, and take it away again."""
     status = Exit.OK
-    links = Links(resolved.forks)
+    links = Links(resolved.forks, resolved.jobs)
     for number, plan in enumerate(resolved.plans):
         link = links.to(resolved.reach.get(plan.id), work_directory_of(resolved, plan))
         try:
@@ -105,7 +105,7 @@ def _check(resolved: Resolved) -> int:
 def _run(resolved: Resolved, chosen: argparse.Namespace, uploads: Sequence[UploadTarget]) -> int:
     directory = RunDirectory.create(Path(chosen.output), resolved.run)
     targets = []
-    links = Links(resolved.forks)
+    links = Links(resolved.forks, resolved.jobs)
     for number, plan in enumerate(resolved.plans):
         directory.write(directory.plan(plan.id), plan.text.decode())
         targets.append(

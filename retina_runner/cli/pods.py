@@ -1,0 +1,50 @@
+"""From a runbook's `nodes: {kubernetes: …}` to places, Jobs and ways to reach them: what hosts.py is for inventories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from retina_runner import planning
+from retina_runner.bundle import AgentBundle
+from retina_runner.errors import DocumentError, UsageError
+from retina_runner.executors.kubernetes import choosing, objects
+from retina_runner.executors.kubernetes.link import PodReach, reach_of
+from retina_runner.inventory.connection import Connection, connection_of
+from retina_runner.runbook import Capture, KubernetesNodes, Runbook
+
+Reach = Connection | PodReach
+
+
+class Pods:
+    """What was chosen, by capture; `jobs` are the manifests by name, once `reach` has been asked."""
+
+    def __init__(self) -> None:
+        self._selected: dict[str, choosing.Selected] = {}
+        self.jobs: dict[str, Mapping[str, Any]] = {}
+
+    def places(self, runbook: Runbook, capture: Capture, nodes: KubernetesNodes) -> list[planning.Place]:
+        """The capture's nodes; asks the cluster. Raises DocumentError."""
+        try:
+            selected = choosing.select(nodes.selection)
+        except UsageError as error:
+            path = (*capture.path, "nodes", "kubernetes")
+            raise DocumentError([runbook.problem(path, str(error))]) from None
+        self._selected[capture.name] = selected
+        return [planning.Place(c.node, "kubernetes", c.scope) for c in selected.nodes]
+
+    def reach(self, plans: Sequence[planning.NodePlan], token: str, agent: AgentBundle) -> dict[str, Reach]:
+        """By plan id, for the plans of clusters."""
+        found: dict[str, Reach] = {}
+        for number, plan in enumerate(plans):
+            if plan.executor == "kubernetes":
+                selected = self._selected[plan.capture]
+                to = selected.reach(plan.node, token, number, plan.document["ready_timeout_s"])
+                found[plan.id] = to
+                self.jobs[to.job] = objects.job(token, number, plan.node, agent.name, plan.document, selected.settings)
+        return found
+
+
+def reach_from(given: Mapping[str, Any] | None) -> Reach | None:
+    """From a run's journal: how a node was reached; None for this machine."""
+    return (reach_of(given) if given else None) or connection_of(given)

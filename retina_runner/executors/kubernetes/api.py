@@ -1,0 +1,247 @@
+"""The few requests of Kubernetes' API that an executor needs: JSON over HTTPS, lists in pages, watches, exec.
+
+What the server refuses is `Denied`, with its own words; what may work later (a broken connection, 429, 5xx) is LinkLost.
+Each request has a limit, and a connection of its own: nothing is shared between threads but `Access`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from retina_runner.executors import LinkLost
+from retina_runner.executors.kubernetes.kubeconfig import Access
+from retina_runner.executors.kubernetes.websocket import Closed, Refused, WebSocket
+
+PAGE = 500
+CONNECT_S, REQUEST_S = 10.0, 60.0
+BUSY_TRIES = 6
+EXEC_PROTOCOL = "v5.channel.k8s.io"
+"""The first exec protocol that can close stdin (Kubernetes 1.29, KEP 4006)."""
+STDIN, STDOUT, STDERR, STATUS, CLOSE_STREAM = 0, 1, 2, 3, 255
+
+
+class Denied(Exception):
+    """The API server refused: `status` is HTTP's, `reason` Kubernetes' word for it, `message` its sentence."""
+
+    def __init__(self, status: int, reason: str, message: str):
+        super().__init__(message or reason or f"HTTP {status}")
+        self.status, self.reason, self.message = status, reason, message
+
+
+class Api:
+    """One cluster, as one user."""
+
+    def __init__(self, access: Access):
+        self.access = access
+        self.requests = 0
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+    ) -> Any:
+        """One request; its JSON. Waits and asks again while the server says that it is too busy."""
+        data = json.dumps(body).encode() if body is not None else None
+        for left in range(BUSY_TRIES - 1, -1, -1):
+            with self._response(method, path, data, query, content_type, REQUEST_S) as response:
+                if response.status == 429 and left:
+                    wait_s = float(response.headers.get("Retry-After") or 1)
+                else:
+                    content = response.read()
+                    self._check(response.status, content)
+                    return json.loads(content)
+            time.sleep(min(wait_s, 30.0))
+        raise AssertionError("the last try returns or raises")
+
+    def pages(self, path: str, query: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        """The items of a list, PAGE at a time."""
+        wanted = {**(query or {}), "limit": PAGE}
+        while True:
+            page = self.call("GET", path, query=wanted)
+            yield from page.get("items") or []
+            more = (page.get("metadata") or {}).get("continue")
+            if not more:
+                return
+            wanted["continue"] = more
+
+    def listed(self, path: str, query: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
+        """A whole list, and the version from which a watch goes on."""
+        wanted: dict[str, Any] = {**query, "limit": PAGE}
+        items: list[dict[str, Any]] = []
+        while True:
+            page = self.call("GET", path, query=wanted)
+            items += page.get("items") or []
+            metadata = page.get("metadata") or {}
+            if not metadata.get("continue"):
+                return items, str(metadata.get("resourceVersion", ""))
+            wanted["continue"] = metadata["continue"]
+
+    def watch(
+        self, path: str, query: Mapping[str, Any], version: str, stop: threading.Event, limit_s: int = 240
+    ) -> Iterator[dict[str, Any]]:
+        """Changes since that version, until the server ends it; `stop` is seen with the next one. Raises as `call`."""
+        wanted = {
+            **query,
+            "watch": "1",
+            "resourceVersion": version,
+            "timeoutSeconds": limit_s,
+            "allowWatchBookmarks": "true",
+        }
+        with self._response("GET", path, None, wanted, "application/json", limit_s + 30.0) as response:
+            if response.status != 200:
+                self._check(response.status, response.read())
+            try:
+                while line := response.readline():
+                    if stop.is_set():
+                        return
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        status = event["object"]
+                        raise Denied(int(status.get("code", 0)), str(status.get("reason")), str(status.get("message")))
+                    yield event
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                raise LinkLost(f"watch: {error}") from error
+
+    def exec(self, namespace: str, pod: str, container: str, argv: Sequence[str], stdin: bool) -> Exec:
+        """Start a program in a container. Raises Denied, LinkLost."""
+        query = [("container", container), ("stdout", "true"), ("stderr", "true")]
+        query += [("stdin", "true")] if stdin else []
+        query += [("command", word) for word in argv]
+        target = f"{self.access.prefix}/api/v1/namespaces/{namespace}/pods/{pod}/exec?{urlencode(query)}"
+        for renew in (False, True):
+            try:
+                connection = WebSocket(self._connect())
+                host = f"{self.access.host}:{self.access.port}"
+                connection.handshake(host, target, self.access.headers(renew), (EXEC_PROTOCOL,))
+            except Refused as refused:
+                if refused.status == 401 and not renew:
+                    continue
+                self._check(refused.status, refused.body)
+                raise LinkLost(f"exec: HTTP {refused.status}") from None
+            except (OSError, Closed) as error:
+                raise LinkLost(f"exec: {error}") from error
+            if connection.protocol != EXEC_PROTOCOL:
+                connection.close()
+                raise Denied(0, "NotSupported", "exec needs Kubernetes 1.30 or newer (the protocol v5.channel.k8s.io)")
+            self.requests += 1
+            return Exec(connection)
+        raise AssertionError("the second try returns or raises")
+
+    def _connect(self) -> socket.socket:
+        access = self.access
+        plain = socket.create_connection((access.host, access.port), timeout=CONNECT_S)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return access.tls().wrap_socket(plain, server_hostname=access.server_name) if access.secure else plain
+
+    @contextlib.contextmanager
+    def _response(
+        self,
+        method: str,
+        path: str,
+        data: bytes | None,
+        query: Mapping[str, Any] | None,
+        content_type: str,
+        limit_s: float,
+    ) -> Iterator[http.client.HTTPResponse]:
+        target = f"{self.access.prefix}{path}" + (f"?{urlencode(query)}" if query else "")
+        self.requests += 1
+        for renew in (False, True):
+            connection = http.client.HTTPConnection(self.access.host, self.access.port, timeout=limit_s)
+            try:
+                headers = {"Accept": "application/json", "User-Agent": "retina-run", **self.access.headers(renew)}
+                if data is not None:
+                    headers["Content-Type"] = content_type
+                try:
+                    connection.sock = self._connect()
+                    connection.sock.settimeout(limit_s)
+                    connection.request(method, target, data, headers)
+                    response = connection.getresponse()
+                except (OSError, http.client.HTTPException) as error:
+                    raise LinkLost(f"{self.access.host}:{self.access.port}: {error or type(error).__name__}") from error
+                if response.status == 401 and not renew and self.access.context.user.get("exec"):
+                    continue
+                try:
+                    yield response
+                except (OSError, http.client.HTTPException) as error:
+                    raise LinkLost(f"{self.access.host}:{self.access.port}: {error or type(error).__name__}") from error
+                return
+            finally:
+                connection.close()
+
+    def _check(self, status: int, content: bytes) -> None:
+        if status < 400:
+            return
+        try:
+            said = json.loads(content)
+            reason, message = str(said.get("reason") or ""), str(said.get("message") or "")
+        except (ValueError, AttributeError):
+            reason, message = "", content[:300].decode("utf-8", "replace").strip()
+        if status in (408, 429) or (status >= 500 and reason != "NotFound"):
+            raise LinkLost(message or f"HTTP {status}")
+        raise Denied(status, reason, message)
+
+
+class Exec:
+    """A program in a container, started. Read it to its end, or close it: the program isn't ended by that."""
+
+    def __init__(self, connection: WebSocket):
+        self._connection = connection
+        self._channel = STATUS
+        self._status = bytearray()
+
+    def write(self, data: bytes) -> None:
+        """To its stdin."""
+        try:
+            for start in range(0, len(data), 1 << 16):
+                self._connection.send(bytes([STDIN]) + data[start : start + (1 << 16)])
+        except Closed as error:
+            raise LinkLost(f"exec: {error}") from error
+
+    def end_input(self) -> None:
+        try:
+            self._connection.send(bytes([CLOSE_STREAM, STDIN]))
+        except Closed as error:
+            raise LinkLost(f"exec: {error}") from error
+
+    def read(self, timeout_s: float) -> tuple[int, bytes] | None:
+        """(channel, bytes); None when nothing came in that time. After STATUS came, `exit_status` knows. Raises LinkLost."""
+        try:
+            found = self._connection.receive(timeout_s)
+        except Closed as error:
+            raise LinkLost(f"exec: {error}") from error
+        if found is None:
+            return None
+        begins, data = found
+        if begins and data:
+            self._channel, data = data[0], data[1:]
+        if self._channel == STATUS:
+            self._status += data
+        return self._channel, data
+
+    def exit_status(self) -> int:
+        """Of the program that has ended. Raises LinkLost when it was never started, or the node went away."""
+        try:
+            said = json.loads(bytes(self._status))
+        except ValueError:
+            raise LinkLost("exec: it ended without a status") from None
+        if said.get("status") == "Success":
+            return 0
+        for cause in (said.get("details") or {}).get("causes") or []:
+            if cause.get("reason") == "ExitCode":
+                return int(cause["message"])
+        raise LinkLost(f"exec: {said.get('message') or said.get('reason')}")
+
+    def close(self) -> None:
+        self._connection.close()

@@ -1,0 +1,253 @@
+"""Which nodes are meant, and the addresses of which pods: the runbook's `nodes: {kubernetes: …}` against the cluster.
+
+Only reads. Nothing that is asked for is left out silently: no match is an error with the nearest names, and a node that is
+cordoned, tainted, not ready or of another system is chosen, and says so when it is reached.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from retina_runner import filters
+from retina_runner.documents import nearest
+from retina_runner.errors import UsageError
+from retina_runner.executors import LinkLost
+from retina_runner.executors.kubernetes import kubeconfig
+from retina_runner.executors.kubernetes.api import Api, Denied
+from retina_runner.executors.kubernetes.link import PodReach
+from retina_runner.executors.kubernetes.objects import JobSettings, job_name, names, pairs
+
+OWNERS = {
+    "deployment": "apis/apps/v1", "replicaset": "apis/apps/v1", "statefulset": "apis/apps/v1", "daemonset": "apis/apps/v1",
+    "job": "apis/batch/v1",
+}  # fmt: skip
+IMAGE_VARIABLE = "RETINA_RUN_NODE_IMAGE"
+POD_KEYS = ("pods", "pod_names", "owner", "service")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A node, and what every filter there is AND-ed with."""
+
+    node: str
+    scope: filters.Expression | None = None
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The nodes of one capture, how their cluster is reached, and what their Jobs are like."""
+
+    nodes: tuple[Chosen, ...]
+    kubeconfig: str
+    context: str
+    settings: JobSettings
+
+    def reach(self, node: str, token: str, number: int, ready_timeout_s: float) -> PodReach:
+        """The Job of that number, on that node."""
+        return PodReach(
+            self.kubeconfig,
+            self.context,
+            self.settings.namespace,
+            job_name(token, number),
+            node,
+            token,
+            ready_timeout_s,
+        )
+
+
+def select(selection: Mapping[str, Any]) -> Selected:
+    """Carry out the runbook's `nodes: {kubernetes: …}`. Raises UsageError."""
+    context = kubeconfig.find(str(selection.get("kubeconfig") or ""), str(selection.get("context") or ""))
+    nodes = choose(Api(kubeconfig.Access(context)), selection, context.namespace)
+    return Selected(nodes, context.files, context.name, _settings(selection, context.namespace))
+
+
+def _settings(selection: Mapping[str, Any], default_namespace: str) -> JobSettings:
+    job = selection.get("job") or {}
+    image = str(selection.get("image") or os.environ.get(IMAGE_VARIABLE, ""))
+    if not image:
+        raise UsageError(
+            f"name the image that holds the tools: image: here, or {IMAGE_VARIABLE} in the environment; "
+            "images/node/Containerfile makes one"
+        )
+    return JobSettings(
+        namespace=str(job.get("namespace") or selection.get("namespace") or default_namespace),
+        image=image,
+        image_pull_policy=str(job.get("image_pull_policy") or "IfNotPresent"),
+        pull_secrets=names(job.get("pull_secrets")),
+        service_account=str(job.get("service_account") or ""),
+        annotations=pairs(job.get("annotations")),
+        labels=pairs(job.get("labels")),
+        priority_class=str(job.get("priority_class") or ""),
+        requests=pairs(job.get("requests")),
+        limits=pairs(job.get("limits")),
+        capabilities=names(job.get("capabilities")),
+        privileged=bool(job.get("privileged")),
+    )
+
+
+def choose(api: Api, selection: Mapping[str, Any], default_namespace: str) -> tuple[Chosen, ...]:
+    """The nodes in the order of their names. Raises UsageError for none, and for what the server refuses."""
+    try:
+        nodes = _nodes(api, selection)
+        if not any(selection.get(k) for k in POD_KEYS):
+            return tuple(Chosen(name) for name in sorted(nodes))
+        return _of_pods(api, selection, default_namespace, nodes)
+    except Denied as denied:
+        raise UsageError(f"Kubernetes, context {api.access.context.name}: {denied}") from None
+    except LinkLost as lost:
+        raise UsageError(f"Kubernetes, context {api.access.context.name}: {lost}") from None
+
+
+def _nodes(api: Api, selection: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """All nodes that the selection's own words for nodes leave."""
+    selector = selector_text(selection.get("node_selector"))
+    found = {n["metadata"]["name"]: n for n in api.pages("/api/v1/nodes", _query(selector))}
+    wanted = selection.get("nodes")
+    if isinstance(wanted, str):
+        wanted = None if wanted == "all" else [wanted]
+    if wanted is not None:
+        for name in wanted:
+            if name not in found:
+                hint = nearest(name, found)
+                raise UsageError(f"the cluster has no node {name}" + (f"; {hint}" if hint else ""))
+        found = {name: found[name] for name in wanted}
+    if not found:
+        labels = sorted(
+            {f"{k}={v}" for n in api.pages("/api/v1/nodes") for k, v in n["metadata"].get("labels", {}).items()}
+        )
+        raise UsageError(f"no node has labels {selector}; {nearest(selector, labels)}".rstrip("; "))
+    return found
+
+
+def _of_pods(
+    api: Api, selection: Mapping[str, Any], default_namespace: str, nodes: Mapping[str, Any]
+) -> tuple[Chosen, ...]:
+    namespaces = _namespaces(api, selection, default_namespace)
+    found = [pod for namespace in namespaces for pod in _pods(api, selection, namespace)]
+    running = [p for p in found if p["spec"].get("nodeName") and p["status"].get("phase") in ("Running", "Pending")]
+    on: dict[str, list[dict[str, Any]]] = {}
+    for pod in running:
+        if pod["spec"]["nodeName"] in nodes:
+            on.setdefault(pod["spec"]["nodeName"], []).append(pod)
+    if not on:
+        raise UsageError(_no_pod(api, selection, namespaces, found))
+    return tuple(Chosen(node, scope_of(pods)) for node, pods in sorted(on.items()))
+
+
+def _namespaces(api: Api, selection: Mapping[str, Any], default: str) -> list[str]:
+    if selection.get("namespaces"):
+        selector = selector_text(selection["namespaces"])
+        found = [n["metadata"]["name"] for n in api.pages("/api/v1/namespaces", _query(selector))]
+        if not found:
+            raise UsageError(f"no namespace has labels {selector}")
+        return sorted(found)
+    return [str(selection.get("namespace") or default)]
+
+
+def _pods(api: Api, selection: Mapping[str, Any], namespace: str) -> list[dict[str, Any]]:
+    """The pods of one namespace that all words for pods mean."""
+    selectors = [selector_text(selection.get("pods"))]
+    if selection.get("owner"):
+        selectors.append(_owner_selector(api, str(selection["owner"]), namespace))
+    if selection.get("service"):
+        selectors.append(_service_selector(api, str(selection["service"]), namespace))
+    selector = ",".join(s for s in selectors if s)
+    found = list(api.pages(f"/api/v1/namespaces/{quote(namespace)}/pods", _query(selector)))
+    wanted = selection.get("pod_names")
+    return [p for p in found if wanted is None or p["metadata"]["name"] in wanted]
+
+
+def _owner_selector(api: Api, text: str, namespace: str) -> str:
+    kind, _, name = text.partition("/")
+    kind = kind.lower().removesuffix("s")
+    if kind not in OWNERS or not name:
+        raise UsageError(f"owner {text}: expected one of {', '.join(OWNERS)}, a slash, and its name")
+    owner = _one(api, f"/{OWNERS[kind]}/namespaces/{quote(namespace)}/{kind}s", name, kind, namespace)
+    return label_selector(owner["spec"]["selector"])
+
+
+def _service_selector(api: Api, name: str, namespace: str) -> str:
+    service = _one(api, f"/api/v1/namespaces/{quote(namespace)}/services", name, "service", namespace)
+    if not service["spec"].get("selector"):
+        raise UsageError(f"service {name} of namespace {namespace} selects no pods")
+    return selector_text(service["spec"]["selector"])
+
+
+def _one(api: Api, path: str, name: str, kind: str, namespace: str) -> Any:
+    try:
+        return api.call("GET", f"{path}/{quote(name)}")
+    except Denied as denied:
+        if denied.status != 404:
+            raise
+        hint = nearest(name, [o["metadata"]["name"] for o in api.pages(path)])
+        raise UsageError(f"namespace {namespace} has no {kind} {name}" + (f"; {hint}" if hint else "")) from None
+
+
+def _no_pod(api: Api, selection: Mapping[str, Any], namespaces: Sequence[str], found: Sequence[Any]) -> str:
+    where = f"namespace {namespaces[0]}" if len(namespaces) == 1 else f"{len(namespaces)} namespaces"
+    meant = ", ".join(
+        f"{k} {selector_text(selection[k]) if k == 'pods' else selection[k]}" for k in POD_KEYS if selection.get(k)
+    )
+    if found:
+        return f"{len(found)} pods of {where} match {meant}, and none of them is on a chosen node"
+    pods = [p for n in namespaces[:5] for p in api.pages(f"/api/v1/namespaces/{quote(n)}/pods")]
+    known = [p["metadata"]["name"] for p in pods] if selection.get("pod_names") else []
+    labels = sorted({f"{k}={v}" for p in pods for k, v in p["metadata"].get("labels", {}).items()})
+    word = str(selection["pod_names"][0]) if known else selector_text(selection.get("pods")) or meant
+    hint = nearest(word, known or labels)
+    if not pods and selection.get("namespace"):
+        there = [n["metadata"]["name"] for n in api.pages("/api/v1/namespaces")]
+        if selection["namespace"] not in there:
+            return f"the cluster has no namespace {selection['namespace']}; {nearest(selection['namespace'], there)}".rstrip(
+                "; "
+            )
+    return f"no pod of {where} matches {meant}" + (f"; {hint}" if hint else "")
+
+
+def scope_of(pods: Iterable[Mapping[str, Any]]) -> filters.Expression:
+    """Packets of these pods of one node: by address, of both families; those with the node's network by their ports."""
+    parts: list[filters.Expression] = []
+    addresses: list[str] = []
+    for pod in pods:
+        if pod["spec"].get("hostNetwork"):
+            ports = {int(p["containerPort"]) for c in pod["spec"]["containers"] for p in c.get("ports") or []}
+            if not ports:
+                raise UsageError(
+                    f"pod {pod['metadata']['name']} has its node's network and names no port: choose its node, with a filter"
+                )
+            parts += [filters.Port(p, p) for p in sorted(ports)]
+        else:
+            addresses += [a["ip"] for a in pod["status"].get("podIPs") or []]
+    if addresses:
+        parts.append(filters.scope_addresses(addresses))
+    if not parts:
+        raise UsageError("the pods that were chosen have no address yet: wait until they run")
+    return parts[0] if len(parts) == 1 else filters.Or(tuple(parts))
+
+
+def selector_text(given: Any) -> str:
+    """A selector as the API takes it, from text or from a mapping of labels."""
+    if isinstance(given, Mapping):
+        return ",".join(f"{k}={v}" for k, v in sorted(given.items()))
+    return str(given or "")
+
+
+def label_selector(given: Mapping[str, Any]) -> str:
+    """A LabelSelector object (matchLabels, matchExpressions) as text."""
+    parts = [f"{k}={v}" for k, v in sorted((given.get("matchLabels") or {}).items())]
+    for expression in given.get("matchExpressions") or []:
+        key, operator = expression["key"], expression["operator"]
+        values = f"({','.join(expression.get('values') or [])})"
+        parts.append(
+            {"In": f"{key} in {values}", "NotIn": f"{key} notin {values}", "Exists": key}.get(operator, f"!{key}")
+        )
+    return ",".join(parts)
+
+
+def _query(selector: str) -> dict[str, str]:
+    return {"labelSelector": selector} if selector else {}
