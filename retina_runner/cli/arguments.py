@@ -12,6 +12,7 @@ VERBS = (
     "run",
     "check",
     "plan",
+    "inventory",
     "verify",
     "report",
     "list",
@@ -73,6 +74,15 @@ def parser() -> argparse.ArgumentParser:
     plan = verb("plan", "show what would run where: commands, bytes, rights; nothing is touched", "plan")
     _documents(plan)
     plan.add_argument("--json", action="store_true", help="print the plans themselves, as the agents would read them")
+
+    hosts = verb("inventory", "show hosts, how each is reached, and where every value was said", "inventory")
+    hosts.add_argument("pattern", nargs="?", default="all", metavar="PATTERN", help="a host pattern: web:&eu:!canary")
+    hosts.add_argument("-i", "--inventory", action="append", default=[], metavar="INVENTORY",
+                       help="a file or folder, host1,host2, @connector; may be repeated")  # fmt: skip
+    hosts.add_argument("--limit", metavar="PATTERN", help="only the hosts that match this too; @FILE for a list")
+    hosts.add_argument("--explain", metavar="HOST", help="every effective value of one host, and where it was said")
+    hosts.add_argument("--graph", action="store_true", help="groups and the hosts in them, as a tree")
+    hosts.add_argument("--json", action="store_true", help="everything known of the hosts, as JSON")
 
     verify = verb("verify", "check archives: every digest, the schema, every pcap to its last packet", "verify")
     verify.add_argument("archives", nargs="+", metavar="ARCHIVE")

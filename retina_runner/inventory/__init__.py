@@ -16,7 +16,7 @@ from retina_runner.inventory.model import ALL, Host, Inventory, Setting
 
 __all__ = [
     "Configurations", "Connection", "Explained", "Host", "Inventory", "Setting", "connections", "explain",
-    "limit_parts", "read", "resolve", "select",
+    "limit_hosts", "limit_parts", "read", "resolve", "select",
 ]  # fmt: skip
 
 
@@ -85,17 +85,25 @@ def connections(hosts: Sequence[Host], configurations: Configurations | None = N
 def resolve(inventories: Sequence[str], pattern: str = ALL, limit: str | None = None) -> tuple[Host, ...]:
     """Hosts of inventories by a pattern, and by a further one. Raises DocumentError, UsageError."""
     inventory = read(inventories)
-    hosts = select(inventory, pattern)
-    if limit is None:
-        return hosts
+    return limit_hosts(inventory, select(inventory, pattern), limit)
+
+
+def limit_hosts(inventory: Inventory, hosts: Sequence[Host], pattern: str | None) -> tuple[Host, ...]:
+    """Those of the hosts that a `--limit` means too. Raises UsageError, with the nearest names, when none is left."""
+    if pattern is None:
+        return tuple(hosts)
     try:
-        parts = limit_parts(limit)
+        parts = limit_parts(pattern)
         wanted = set(patterns.select(inventory, parts))
     except ValueError as error:
-        raise UsageError(f"--limit {limit}: {error}") from None
+        raise UsageError(f"--limit {pattern}: {error}") from None
+    unknown = next((p for p in parts if not patterns.known(inventory, p)), None)
+    if unknown is not None:
+        near = patterns.near(patterns.bare(unknown), inventory)
+        raise UsageError(
+            f"--limit {pattern}: {patterns.bare(unknown)} is no host and no group; {near or 'there are none'}"
+        )
     left = tuple(h for h in hosts if h.name in wanted)
     if not left:
-        unknown = next((p for p in parts if not patterns.known(inventory, p)), "")
-        hint = f"; {patterns.near(patterns.bare(unknown), inventory)}" if unknown else ""
-        raise UsageError(f"--limit {limit}: none of the {len(hosts)} hosts matches{hint}")
+        raise UsageError(f"--limit {pattern}: none of the {len(hosts)} hosts matches")
     return left

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ALL, UNGROUPED = "all", "ungrouped"
+PRIORITY = "ansible_group_priority"
+"""Of a group, and no variable of its hosts."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class Inventory:
                 waiting += parents.get(group, ())
 
         def rank(group: str) -> tuple[int, int, str]:
-            said = self.groups[group].settings.get("ansible_group_priority")
+            said = self.groups[group].settings.get(PRIORITY)
             text = str(said.value) if said is not None else ""
             return depths.get(group, 1), int(text) if text.lstrip("-").isdigit() else 1, group
 
@@ -160,7 +162,7 @@ class Inventory:
         found: dict[str, Setting] = {}
         known = [self.groups[g] for g in ordered if g in self.groups]
         for group_ in known:
-            found.update(group_.settings)
+            found.update((n, s) for n, s in group_.settings.items() if n != PRIORITY)
         for group_ in known:
             found.update(group_.file_settings)
         found.update(self.host_settings.get(name, {}))

@@ -9,6 +9,7 @@ means the hosts of these names where nothing is called `db`.
 from __future__ import annotations
 
 import fnmatch
+import ipaddress
 import re
 from collections.abc import Callable, Collection, Iterable
 
@@ -18,7 +19,6 @@ from retina_runner.inventory.model import ALL, UNGROUPED, Inventory
 
 _SLICE = re.compile(r"(.+)\[(?:(-?[0-9]+)|([0-9]+):([0-9]*))\]")
 _PARTS = re.compile(r"(?:[^\s:\[\]]|\[[^\]]*\])+")
-_IPV6 = re.compile(r"[!&]?[0-9a-fA-F]*(?::[0-9a-fA-F]*){2,}(?:%\w+)?")
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -30,9 +30,16 @@ def split(pattern: str) -> list[str]:
     """The parts of a pattern. A comma anywhere makes commas the separators; else `:`, but not in brackets or in IPv6."""
     if "," in pattern:
         return [p.strip() for p in pattern.split(",") if p.strip()]
-    if _IPV6.fullmatch(pattern.strip()):
+    if _is_ipv6(bare(pattern.strip())):
         return [pattern.strip()]
     return _PARTS.findall(pattern)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return isinstance(ipaddress.ip_address(text), ipaddress.IPv6Address)
+    except ValueError:
+        return False
 
 
 def match(inventory: Inventory, pattern: str) -> tuple[str, ...]:

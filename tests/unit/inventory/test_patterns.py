@@ -113,6 +113,7 @@ def test_a_pattern_that_means_nothing_is_an_error_with_the_nearest_name(pattern:
         ("2001:db8::1", ["2001:db8::1"]),
         ("~a:b", ["~a", "b"]),
         ("", []),
+        ("!db:db:db", ["!db", "db", "db"]),
     ],
 )
 def test_parts(text: str, parts: list[str]) -> None:
