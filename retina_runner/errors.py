@@ -20,6 +20,8 @@ class Exit(IntEnum):
     NONE_SUCCEEDED = 4
     NOT_UPLOADED = 5
     LOSSY = 6
+    FINDINGS = 7
+    OVERLAP = 8
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -32,8 +34,10 @@ EXIT_CODES: dict[Exit, str] = {
     Exit.NONE_SUCCEEDED: "ended, and no node succeeded",
     Exit.NOT_UPLOADED: "collected, but not uploaded; the archives are kept and the message says where",
     Exit.LOSSY: "collected, but lossy, and the runbook says `fail_on_loss: true`",
+    Exit.FINDINGS: "collected, but something isn't as the runbook's `expect` says; the findings name it",
+    Exit.OVERLAP: "nothing was touched: a run of this runbook is under way, and `--lock` says one at a time",
     Exit.INTERRUPTED: "interrupted (Ctrl-C); what was there is archived and the nodes are clean, or the message says what remains",
-    Exit.TERMINATED: "terminated (SIGTERM); as for 130",
+    Exit.TERMINATED: "terminated (SIGTERM), or `--deadline` has passed; as for 130",
 }
 
 
@@ -89,6 +93,12 @@ class DocumentError(RetinaRunError):
         lines = [str(p) for p in self.problems]
         lines.append(f"{count} problem{'s' if count != 1 else ''} found; nothing was touched")
         super().__init__("\n".join(lines))
+
+
+class OverlapError(RetinaRunError):
+    """Another run of the same runbook is under way."""
+
+    exit_code = Exit.OVERLAP
 
 
 class NodeError(RetinaRunError):

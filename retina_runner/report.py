@@ -291,7 +291,7 @@ def exit_code(report: RunReport) -> Exit:
     stored where the runbook says; some archive isn't complete though the runbook says `fail_on_loss`.
     """
     if report.interrupted:
-        return Exit.TERMINATED if report.interrupted == "SIGTERM" else Exit.INTERRUPTED
+        return Exit.TERMINATED if report.interrupted in ("SIGTERM", "DEADLINE") else Exit.INTERRUPTED
     if not any(n.started for n in report.nodes):
         return Exit.UNTOUCHED
     if not any(n.archive for n in report.nodes):

@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "--output", metavar="DIR", default="runs", help="where the run's directory is made (default: runs)"
     )
     _conduct(run)
+    _unattended(run)
 
     check = verb("check", "validate runbooks without touching any node", "check")
     check.add_argument("runbooks", nargs="+", metavar="RUNBOOK")
@@ -148,6 +149,18 @@ def _conduct(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "-v", "--verbose", action="count", default=0, help="say more: the exact commands, and each transition"
     )
+
+
+def _unattended(verb: argparse.ArgumentParser) -> None:
+    group = verb.add_argument_group("unattended runs", "for cron, timers and CronJobs")
+    group.add_argument(
+        "--quiet-ok", action="store_true", help="print nothing unless something is worth a mail, then the summary"
+    )
+    group.add_argument(
+        "--lock", action="store_true", help="one run of this runbook at a time in the --output folder (else status 8)"
+    )
+    group.add_argument("--jitter", metavar="TIME", help="begin after a random while of at most that: 5m")
+    group.add_argument("--deadline", metavar="TIME", help="end the windows by then and keep what is there: 30m")
 
 
 def _documents(verb: argparse.ArgumentParser) -> None:

@@ -15,12 +15,13 @@ from typing import Any
 
 from retina_runner import __version__, planning
 from retina_runner.bundle import AgentBundle
+from retina_runner.cli import unattended
 from retina_runner.cli.resolve import Links, Resolved, directory_of, resolve, work_directory_of
 from retina_runner.errors import Exit, UploadError, UsageError
 from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.fleet import Adoption, Fleet, Target, Terms
 from retina_runner.report import Fold, exit_code, to_json
-from retina_runner.runbook import Limits
+from retina_runner.runbook import Limits, load_runbook
 from retina_runner.rundir import EventLog, RunDirectory
 from retina_runner.units import parse_size
 from retina_runner.uploads import NotStored, Parcel
@@ -31,6 +32,26 @@ from retina_runner.views import View
 
 
 def main(chosen: argparse.Namespace) -> int:
+    how = unattended.manners(chosen.lock, chosen.jitter, chosen.deadline)
+    if chosen.list_hosts or chosen.check:
+        return _main(chosen, None)
+    unattended.give_way()
+    if how.jitter_s:
+        load_runbook(chosen.runbook, chosen.extra_vars)  # a mistake is told now, not in a while
+        unattended.spread_out(how.jitter_s)
+    if not how.lock:
+        return _main(chosen, how.deadline_s)
+    with unattended.alone(Path(chosen.output), Path(chosen.runbook)) as died:
+        if died:
+            print(
+                f"retina-run: the last run of {chosen.runbook} died ({died}); `retina-run list {chosen.output}` has it, "
+                "`retina-run resume` or `cleanup` takes care of what it left",
+                file=sys.stderr,
+            )
+        return _main(chosen, how.deadline_s)
+
+
+def _main(chosen: argparse.Namespace, deadline_s: float | None) -> int:
     resolved = resolve(chosen)
     if chosen.list_hosts:
         for node in dict.fromkeys(p.node for p in resolved.plans):
@@ -42,11 +63,11 @@ def main(chosen: argparse.Namespace) -> int:
             target.preflight()
         except NotStored as why:
             raise UploadError(f"upload to {target.describe()} can't work: {why}; nothing was touched") from why
-    if not (chosen.json or chosen.quiet):
+    if not (chosen.json or chosen.quiet or chosen.quiet_ok):
         print("\n".join(planning.describe(resolved.plans, resolved.runbook)), flush=True)
     if chosen.check:
         return _check(resolved)
-    return _run(resolved, chosen, uploads)
+    return _run(resolved, chosen, uploads, deadline_s)
 
 
 def upload_targets(resolved: Resolved) -> tuple[UploadTarget, ...]:
@@ -102,7 +123,9 @@ def _check(resolved: Resolved) -> int:
     return status
 
 
-def _run(resolved: Resolved, chosen: argparse.Namespace, uploads: Sequence[UploadTarget]) -> int:
+def _run(
+    resolved: Resolved, chosen: argparse.Namespace, uploads: Sequence[UploadTarget], deadline_s: float | None = None
+) -> int:
     directory = RunDirectory.create(Path(chosen.output), resolved.run)
     targets = []
     links = Links(resolved.forks, resolved.jobs)
@@ -133,7 +156,8 @@ def _run(resolved: Resolved, chosen: argparse.Namespace, uploads: Sequence[Uploa
             for t in targets
         ],
     }  # fmt: skip
-    return conduct(Conduct(directory, tuple(targets), links, terms, tuple(uploads), resolved.agent), begin, chosen)
+    how = Conduct(directory, tuple(targets), links, terms, tuple(uploads), resolved.agent, deadline_s)
+    return conduct(how, begin, chosen)
 
 
 @dataclass(frozen=True)
@@ -146,6 +170,7 @@ class Conduct:
     terms: Terms
     uploads: tuple[UploadTarget, ...]
     agent: AgentBundle
+    deadline_s: float | None = None
 
 
 def conduct(how: Conduct, begin: Mapping[str, Any], chosen: argparse.Namespace, adopt: Adoption | None = None) -> int:
@@ -170,7 +195,7 @@ def conduct(how: Conduct, begin: Mapping[str, Any], chosen: argparse.Namespace, 
     recorder = Recorder(how.directory, _view(chosen))
     interrupts = _Interrupts(fleet, recorder)
     recorder.add(begin)
-    with interrupts:
+    with interrupts, unattended.by(how.deadline_s, interrupts.deadline):
         for event in fleet.events():
             recorder.add(event)
     how.links.close()
@@ -209,12 +234,17 @@ def _view(chosen: argparse.Namespace) -> View:
         from retina_runner.views.jsonlines import JsonLines
 
         return JsonLines()
-    if not chosen.quiet and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+    quiet = chosen.quiet or getattr(chosen, "quiet_ok", False)
+    if not quiet and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         from retina_runner.views.console import Console
 
         return Console()
     from retina_runner.views.lines import Lines
 
+    if getattr(chosen, "quiet_ok", False):
+        from retina_runner.views.lines import QuietOk
+
+        return QuietOk()
     return Lines(quiet=chosen.quiet, verbose=bool(chosen.verbose))
 
 
@@ -274,6 +304,7 @@ class _Interrupts:
         self._fleet, self._recorder = fleet, recorder
         self._before: dict[int, Any] = {}
         self.received = ""
+        self.why = ""
 
     def __enter__(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -285,8 +316,14 @@ class _Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def deadline(self) -> None:
+        """As Ctrl-C once, from another thread."""
+        self.why = "DEADLINE"
+        os.kill(os.getpid(), signal.SIGTERM)
+
     def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
-        name = signal.Signals(number).name
+        name = self.why or signal.Signals(number).name
+        self.why = ""
         if not self.received:
             self.received = name
             self._fleet.interrupt()

@@ -57,6 +57,20 @@ class Lines:
         print(table(report), file=self._out, flush=True)
 
 
+class QuietOk:
+    """For a mail from cron: nothing at all, unless the exit status, a verdict or a warning is worth being read."""
+
+    def __init__(self, out: TextIO | None = None):
+        self._out = out or sys.stdout
+
+    def event(self, event: Mapping[str, Any], report: RunReport) -> None:
+        return None
+
+    def close(self, report: RunReport) -> None:
+        if report.exit_code or any(n.warnings or n.verdict not in ("", "complete") for n in report.nodes):
+            print(table(report), file=self._out, flush=True)
+
+
 def _words(event: Mapping[str, Any]) -> str:
     where = f"{event['id']}: " if event.get("id") else ""
     parts = [str(event[k]) for k in ("collector", "status", "limit", "what", "why", "signal") if event.get(k)]
