@@ -1,0 +1,160 @@
+"""A run that counts for exactly as long as a test needs: from the first sample at T0 until the test says that it is done.
+
+The window is far longer than any test: what is sent lies within it however slow the machine is, and nothing waits for
+time to pass. It ends by Ctrl-C, which keeps what was counted.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tests.lab import Archive, Run, eventually, sh
+
+
+class Counting:
+    """A context: inside of it, plugins count. Afterwards `archive`, `total` and `parts` tell what they counted."""
+
+    def __init__(self, folder: Path, options: str, netns: str = "", more: str = ""):
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+        self._runbook = (
+            f"{{name: counting, duration: 20m, captures: [{{collect: [{more}{{ebpf: {{interval: 1s, {options}}}}}]}}]}}"
+        )
+        self._netns = netns
+        self.archive: Archive
+
+    def __enter__(self) -> Counting:
+        self.run = Run(self._runbook, self._folder, netns=self._netns)
+        try:
+            self.run.wait_for("window")
+            # The counters are zeroed at T0 and a first line is written at once: from then on everything counts.
+            eventually(self._sampled, "a first sample at T0")
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def _sampled(self) -> bool:
+        return any(path.stat().st_size > 0 for path in self.run.work.rglob("series.jsonl"))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.kill()
+            return
+        self.run.signal(signal.SIGINT)
+        assert self.run.end() == 130, self.run.events
+        self.archive = self.run.archive()
+        self.document: dict[str, Any] = self.archive.json("metrics/metrics.json")
+        self.samples: list[tuple[str, dict[str, str], float]] = [
+            (s.get("metric", m["name"]), s["labels"], s["value"])
+            for m in self.document["metrics"]
+            for s in m["samples"]
+        ]
+
+    def kill(self) -> None:
+        """Give up: the runner is told, and waited for."""
+        if self.run.process.poll() is None:
+            self.run.signal(signal.SIGTERM)
+            try:
+                self.run.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.run.signal(signal.SIGKILL)
+
+    def total(self, metric: str, **labels: str) -> float:
+        """The sum of the samples that have these labels."""
+        return sum(v for m, given, v in self.samples if m == metric and labels.items() <= given.items())
+
+    def parts(self, metric: str, *labels: str, **only: str) -> dict[tuple[str, ...], float]:
+        """The values of these labels to the sum of their samples, without what is 0."""
+        found: dict[tuple[str, ...], float] = {}
+        for name, given, value in self.samples:
+            if name == metric and only.items() <= given.items() and value:
+                key = tuple(given.get(label, "") for label in labels)
+                found[key] = found.get(key, 0) + value
+        return found
+
+    def missed(self) -> dict[str, int]:
+        """What the plugins know that they did not count."""
+        return {kind: number for kind, number in self.document["not_counted"].items() if number}
+
+
+def python(namespace: str, code: str, *arguments: str) -> str:
+    """Run a piece of Python in a namespace; its stdout."""
+    return sh("ip", "netns", "exec", namespace, sys.executable, "-c", code, *arguments)
+
+
+def counters(namespace: str) -> dict[str, int]:
+    """/proc/net/snmp and netstat of a namespace, by nstat(8)'s names: another reader than ours."""
+    found: dict[str, int] = {}
+    for file in ("snmp", "netstat"):
+        lines = sh("ip", "netns", "exec", namespace, "cat", f"/proc/net/{file}").splitlines()
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            group = names.partition(":")[0]
+            found |= {group + n: int(v) for n, v in zip(names.split()[1:], values.split()[1:], strict=True)}
+    return found
+
+
+def device(namespace: str, interface: str) -> dict[str, int]:
+    """/proc/net/dev of one interface."""
+    for line in sh("ip", "netns", "exec", namespace, "cat", "/proc/net/dev").splitlines():
+        name, _, numbers = line.partition(":")
+        if name.strip() == interface:
+            n = [int(x) for x in numbers.split()]
+            return {"rx_bytes": n[0], "rx_packets": n[1], "tx_bytes": n[8], "tx_packets": n[9]}
+    raise AssertionError(f"no {interface} in {namespace}")
+
+
+def quiet(namespace: str) -> None:
+    """No multicast reports and solicitations of the kernel's own accord among the packets that are counted."""
+    sh("ip", "netns", "exec", namespace, "sysctl", "-qw", "net.ipv4.igmp_link_local_mcast_reports=0", check=False)
+    for kind in ("143", "131", "132", "133", "135"):
+        sh(
+            "ip",
+            "netns",
+            "exec",
+            namespace,
+            "ip6tables",
+            "-I",
+            "OUTPUT",
+            "-p",
+            "icmpv6",
+            "--icmpv6-type",
+            kind,
+            "-j",
+            "DROP",
+        )
+
+
+class Background:
+    """A piece of Python that runs in a namespace until it is closed; it has said "ready" before this returns."""
+
+    def __init__(self, namespace: str, code: str, *arguments: str):
+        self._process = subprocess.Popen(
+            ["ip", "netns", "exec", namespace, sys.executable, "-c", code, *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.line() == "ready"
+
+    def line(self) -> str:
+        """The next line that it says."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def __enter__(self) -> Background:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET

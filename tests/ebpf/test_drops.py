@@ -1,0 +1,148 @@
+"""Every kind of drop under the kernel's own reason, to the packet: known traffic into rules, closed ports, full buffers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.ebpf.counting import Background, Counting, counters, python
+from tests.lab import Lab, eventually, sh
+
+pytestmark = pytest.mark.root
+
+DROPS, BYTES = "retinarun_drop_packets_total", "retinarun_drop_bytes_total"
+HEADERS_4, HEADERS_6 = 20 + 8, 40 + 8
+
+SLOW_READER = """
+import socket, sys
+door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+door.bind(("10.93.0.2", 7020))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+SHORT_LIVED = """
+import socket, sys
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, int(sys.argv[2]))
+for _ in range(int(sys.argv[3])):
+    sender.sendto(b"x", (sys.argv[1], 7031))
+"""
+CALLS = """
+import socket, sys
+for _ in range(int(sys.argv[3])):
+    with socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET) as caller:
+        try:
+            caller.connect((sys.argv[1], int(sys.argv[2])))
+        except ConnectionRefusedError:
+            pass
+"""
+FULL_LISTENER = """
+import socket, sys
+door = socket.socket()
+door.bind(("10.93.0.2", 7040))
+door.listen(1)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+CROWD = """
+import socket, sys
+held = []
+for _ in range(10):
+    caller = socket.socket()
+    caller.setblocking(False)
+    caller.connect_ex(("10.93.0.2", 7040))
+    held.append(caller)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_each_kind_of_drop_has_its_own_reason_and_its_exact_count(lab: Lab, tmp_path: Path) -> None:
+    """Every kind another number, all in one window: none can be taken for another, and nothing else may be there."""
+    lab.inside(lab.b, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+    lab.inside(lab.b, "iptables", "-A", "INPUT", "-p", "udp", "--dport", "7001", "-j", "DROP")
+    lab.inside(lab.b, "ip6tables", "-A", "INPUT", "-p", "udp", "--dport", "7001", "-j", "DROP")
+    sh("ip", "-n", lab.a, "route", "add", "10.94.0.0/16", "via", "10.93.0.2")
+    sh("ip", "-n", lab.b, "route", "add", "10.94.1.0/24", "via", "10.93.0.1")
+    before = counters(lab.b)
+    with Background(lab.b, SLOW_READER), Counting(tmp_path, "plugins: [dropreason], scope: netns", lab.b) as counting:
+        lab.send("10.93.0.2", 7001, 1000)
+        lab.send("fd93:0::2", 7001, 700)
+        lab.send("10.93.0.2", 7002, 500)
+        lab.send("fd93:0::2", 7002, 300)
+        python(lab.a, CALLS, "10.93.0.2", "7003", "40")
+        python(lab.a, CALLS, "fd93:0::2", "7003", "30")
+        python(lab.a, SHORT_LIVED, "10.94.1.9", "1", "150")
+        python(lab.a, SHORT_LIVED, "10.94.2.9", "64", "100")
+        lab.send("10.93.0.2", 7020, 400, size=1000)
+        # Five datagrams of b's own wait for a neighbour that isn't there, until the kernel gives it up.
+        python(lab.b, SHORT_LIVED, "10.93.0.77", "64", "3")
+        eventually(lambda: "FAILED" in sh("ip", "-n", lab.b, "neigh", "show", "10.93.0.77"), "a failed neighbour")
+    overflows = counters(lab.b)["UdpRcvbufErrors"] - before["UdpRcvbufErrors"]
+    assert overflows > 100
+    found = counting.parts(DROPS, "reason", "family", "protocol", "direction")
+    udp, tcp = ("udp", "ingress"), ("tcp", "ingress")
+    # What the kernel has no name for, and buffers without data that are let go with their sockets, is noise of its own.
+    told = {key: n for key, n in found.items() if key[0] not in ("NOT_SPECIFIED", "QUEUE_PURGE")}
+    assert told == {
+        ("NETFILTER_DROP", "ipv4", *udp): 1000,
+        ("NETFILTER_DROP", "ipv6", *udp): 700,
+        ("NO_SOCKET", "ipv4", *udp): 500,
+        ("NO_SOCKET", "ipv6", *udp): 300,
+        ("NO_SOCKET", "ipv4", *tcp): 40,
+        ("NO_SOCKET", "ipv6", *tcp): 30,
+        ("IP_INHDR", "ipv4", *udp): 150,
+        ("IP_INNOROUTES", "ipv4", *udp): 100,
+        ("SOCKET_RCVBUFF", "ipv4", *udp): overflows,
+        ("NEIGH_FAILED", "ipv4", "udp", "egress"): 3,
+    }
+    assert counting.total(BYTES, reason="NETFILTER_DROP", family="ipv4") == 1000 * (100 + HEADERS_4)
+    assert counting.total(BYTES, reason="NETFILTER_DROP", family="ipv6") == 700 * (100 + HEADERS_6)
+    assert counting.missed() == {}
+    # Retina's name for the same: a rule's drops, and no others, under its own reason.
+    assert counting.total("networkobservability_drop_count", reason="IPTABLE_RULE_DROP", direction="ingress") == 1700
+    assert counting.total("networkobservability_drop_count", reason="NO_SOCKET") == 870
+    functions = {location for (location,) in counting.parts(DROPS, "location", reason="NETFILTER_DROP")}
+    assert functions <= {"nf_hook_slow", "nf_hook_slow_list", "nft_do_chain"}, "where the kernel dropped them"
+
+
+@pytest.mark.parametrize("chain", ["INPUT", "OUTPUT", "PREROUTING"])
+@pytest.mark.parametrize("program", ["iptables-nft", "iptables-legacy"])
+def test_a_rule_of_any_chain_and_back_end(lab: Lab, tmp_path: Path, program: str, chain: str) -> None:
+    node = lab.a if chain == "OUTPUT" else lab.b
+    table = ["-t", "raw"] if chain == "PREROUTING" else []
+    lab.receive("10.93.0.2", 7005)
+    if program == "iptables-legacy":
+        lab.inside(node, program, *table, "-L", "-n")  # the table exists before anything is counted
+    lab.inside(node, program, *table, "-A", chain, "-p", "udp", "--dport", "7006", "-j", "DROP")
+    send = (
+        "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "for _ in range(250):\n"
+        "    try: s.sendto(b'x' * 72, ('10.93.0.2', 7006))\n"
+        "    except PermissionError: pass\n"
+    )
+    with Counting(tmp_path, "plugins: [dropreason], scope: netns", node) as counting:
+        python(lab.a, send)
+        lab.send("10.93.0.2", 7005, 100)  # these pass
+    way = "egress" if chain == "OUTPUT" else "ingress"
+    assert counting.parts(DROPS, "direction", reason="NETFILTER_DROP") == {(way,): 250}
+    assert counting.total(BYTES, reason="NETFILTER_DROP") == 250 * 100
+
+
+def test_a_full_listener_has_no_event_and_is_told_by_the_kernels_counter(lab: Lab, tmp_path: Path) -> None:
+    """The kernel frees what a full listener refuses without saying so; its own counter is what is left."""
+    before = counters(lab.b)
+    name = "TcpExtListenOverflows"
+    with (
+        Background(lab.b, FULL_LISTENER),
+        Counting(tmp_path, "plugins: [dropreason, linuxutil], scope: netns", lab.b) as counting,
+    ):
+        with Background(lab.a, CROWD):
+            eventually(lambda: counters(lab.b)[name] > before[name], "a listener that overflows")
+        # The crowd is gone, and with it every SYN that would be sent again.
+        after = counters(lab.b)
+    overflows = after[name] - before[name]
+    assert counting.total("networkobservability_tcp_connection_stats", statistic_name="ListenOverflows") == overflows
+    assert counting.total(DROPS, protocol="tcp", reason="NETFILTER_DROP") == 0
