@@ -113,6 +113,10 @@ class ArchiveError(RetinaRunError):
     exit_code = Exit.BUG
 
 
+class PreflightError(RetinaRunError):
+    """Storing can't work, as far as can be known before a run; no node was touched."""
+
+
 class UploadError(RetinaRunError):
     """Collected, but not stored where the runbook says; the archive is kept."""
 

@@ -23,8 +23,10 @@ from typing import Any
 
 from retina_runner.agent.context import utc
 from retina_runner.bundle import AgentBundle
+from retina_runner.delivery import Delivery
 from retina_runner.executors import Clock, Link, LinkLost, LinkRefused
 from retina_runner.fetching import Throttle, fetch
+from retina_runner.verification import Verification
 
 LEAD_MARGIN_S, LEAD_MOST_S = 1.0, 60.0
 RECONNECT_FIRST_S, RECONNECT_MOST_S = 1.0, 20.0
@@ -105,8 +107,7 @@ class _Barrier:
 class Fleet:
     """Carries one run out. `events()` yields everything that happens, until the last node is done.
 
-    `store(target, path)` is called with each verified archive and returns the events of its uploads (without id, node
-    and capture, which are added here). `verify(path)` returns what is wrong with an archive, nothing for an intact one.
+    `delivery` says where each archive goes. `verify(path)` returns what is wrong with an archive, nothing for an intact one.
     """
 
     def __init__(
@@ -116,13 +117,13 @@ class Fleet:
         archives: Path,
         terms: Terms,
         *,
-        verify: Callable[[Path], Sequence[str]],
-        store: Callable[[Target, Path, str], Iterator[Mapping[str, Any]]],
+        verify: Callable[[Path], Verification],
+        delivery: Delivery,
         adopt: Adoption | None = None,
     ):
         self._targets = tuple(targets)
         self._agent, self._archives, self._terms, self._adopt = agent, archives, terms, adopt
-        self._verify, self._store = verify, store
+        self._verify, self._delivery = verify, delivery
         self._slots = threading.BoundedSemaphore(terms.forks)
         self._throttle = Throttle(terms.fetch_bytes_s)
         self._queue: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -343,16 +344,27 @@ class Fleet:
 
     def _bring_back(self, target: Target, follower: _Follower) -> None:
         if follower.archive is not None:
+            self._say_all(target, self._delivery.from_node(
+                target.id, target.node, target.executor == "local", target.directory, follower.archive,
+                lambda *words, **options: self._call_persistently(target, *words, **options),
+            ))  # fmt: skip
+            if not self._delivery.wanted_here(target.id):
+                self._say("delivered", target, location=self._delivery.location(target.id))
+                if not self._terms.keep:
+                    self._remove(target)
+                return
             path = self._fetch(target, follower.archive)
-            problems = tuple(self._verify(path))
+            verified = self._verify(path)
+            problems = verified.problems
             self._say("verified", target, ok=not problems, problems=list(problems))
             if problems:
                 # Not removed: the node's copy may be the better one.
                 self._failed(target, path.name, problems[0], f"the node keeps its copy in {target.directory}")
                 return
-            stored = list(self._store(target, path, follower.archive["sha256"]))
-            for event in stored:
-                self._say(str(event["event"]), target, **{k: v for k, v in event.items() if k != "event"})
+            manifest = json.dumps(verified.manifest, indent=1).encode() if verified.manifest else b""
+            self._say_all(
+                target, self._delivery.store(target.id, target.node, path, follower.archive["sha256"], manifest)
+            )
         elif not follower.ended:
             self._failed(
                 target, "agent", "it is gone without a word", f"its log is {target.directory}/agent.log on the node"
@@ -404,6 +416,15 @@ class Fleet:
                 pause_s = delay_s * random.uniform(0.5, 1.0)  # a hundred nodes behind one switch come back together
                 time.sleep(min(pause_s, 1.0)) if self._interrupted.is_set() else self._interrupted.wait(pause_s)
                 delay_s = min(2 * delay_s, RECONNECT_MOST_S)
+
+    def _call_persistently(self, target: Target, *words: str, **options: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = {}
+        self._persistently(target, lambda: answer.update(target.link.call(*words, **options)))
+        return answer
+
+    def _say_all(self, target: Target, events: Iterator[Mapping[str, Any]]) -> None:
+        for event in events:
+            self._say(str(event["event"]), target, **{k: v for k, v in event.items() if k != "event"})
 
     def _remove(self, target: Target, quietly: bool = False) -> None:
         answer: dict[str, Any] = {}

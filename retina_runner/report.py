@@ -44,6 +44,7 @@ class UploadReport:
     state: str
     location: str = ""
     why: str = ""
+    via: str = "runner"
 
 
 @dataclass(frozen=True)
@@ -252,8 +253,20 @@ def _on_node(node: NodeReport, kind: str, event: Mapping[str, Any]) -> NodeRepor
         case "verified":
             return _settled(replace(node, verified=event["ok"]))
         case "upload":
-            upload = UploadReport(event["target"], event["state"], event.get("location", ""), event.get("why", ""))
-            return replace(node, uploads=(*node.uploads, upload))
+            upload = UploadReport(
+                event["target"],
+                event["state"],
+                event.get("location", ""),
+                event.get("why", ""),
+                event.get("via", "runner"),
+            )
+            # A later attempt at the same target takes the place of the one that failed.
+            others = tuple(u for u in node.uploads if u.target != upload.target)
+            return replace(node, uploads=(*others, upload))
+        case "delivered":
+            whole = node.state in ("collected", "partial") or not node.failed_collectors
+            state = "partial" if node.state == "partial" or not whole else "collected"
+            return replace(node, archive=event["location"], state=state)
         case "removed":
             return replace(node, removed=True)
         case "node-failed":

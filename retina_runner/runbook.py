@@ -94,6 +94,7 @@ class Runbook:
     limits: Limits
     fail_on_loss: bool
     compression: str
+    keep: str
     uploads: tuple[Upload, ...]
     variables: Mapping[str, Any]
     sha256: str
@@ -151,6 +152,7 @@ def _build(document: Document, folder: Path, extra: Mapping[str, tuple[Any, str]
         ),
         fail_on_loss=whole["fail_on_loss"],
         compression=whole["compression"],
+        keep=whole["keep"],
         uploads=tuple(_upload(u, ("upload", i), folder) for i, u in enumerate(whole["upload"])),
         variables=known,
         sha256=hashlib.sha256(document.text.encode()).hexdigest(),
@@ -229,7 +231,9 @@ def _upload(given: Mapping[str, Any], path: Path_, folder: Path) -> Upload:
     ((kind, options),) = given.items()
     if kind == "directory":
         return Upload(kind, {"path": str(folder / options)}, (*path, kind))
-    return Upload(kind, options if isinstance(options, dict) else {"path": options}, (*path, kind))
+    if kind == "host_path":
+        options = {**options, "keep_s": options.get("keep_for")}
+    return Upload(kind, options, (*path, kind))
 
 
 def _name_problems(document: Document, captures: list[Capture]) -> list[Problem]:

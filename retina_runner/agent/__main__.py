@@ -1,4 +1,5 @@
-"""The agent's verbs: check, start, release, events, alive, fetch, stop, remove, clock, hold. One JSON object a line on stdout.
+"""The agent's verbs, one JSON object a line on stdout: check, start, release, events, alive, fetch, upload, keep, stop, remove,
+clock, hold.
 
 Exit status 0 when the verb did what it says, 2 for a plan or directory that won't do, 1 for a bug (a traceback).
 """
@@ -31,6 +32,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         "events": "print the events of DIRECTORY",
         "alive": "does an agent live in DIRECTORY?",
         "fetch": "print the archive's bytes",
+        "upload": "store the archive by the grant on stdin",
+        "keep": "keep the archive on this node, as the JSON object on stdin says",
         "stop": "end the window now and archive what is there",
         "remove": "end without an archive, and delete DIRECTORY",
     }.items():
@@ -43,6 +46,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             )
         if name == "fetch":
             verb.add_argument("--offset", type=int, default=0)
+        if name == "upload":
+            verb.add_argument("--deadline", type=float, default=3600.0, metavar="SECONDS")
+        if name in ("fetch", "upload", "keep"):
             verb.add_argument("--name", required=True)
     check = verbs.choices["check"]
     check.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where `start` would be told to work")
@@ -179,6 +185,32 @@ def _fetch(chosen: argparse.Namespace) -> int:
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _upload(chosen: argparse.Namespace) -> int:
+    from retina_runner.agent.upload import upload
+    from retina_runner.agent.workspace import Workspace
+
+    archive = Workspace(chosen.directory).archive / chosen.name
+    if os.sep in chosen.name or not archive.is_file():
+        return _refuse(f"no archive {chosen.name} in {archive.parent}")
+    _say(upload(archive, json.loads(sys.stdin.buffer.read()), chosen.deadline))
+    return 0
+
+
+def _keep(chosen: argparse.Namespace) -> int:
+    from retina_runner.agent.shelf import NotKept, keep
+    from retina_runner.agent.workspace import Workspace
+
+    archive = Workspace(chosen.directory).archive / chosen.name
+    if os.sep in chosen.name or not archive.is_file():
+        return _refuse(f"no archive {chosen.name} in {archive.parent}")
+    options = json.loads(sys.stdin.buffer.read())
+    try:
+        _say({"ok": True, **keep(archive, options["sha256"], options)})
+    except NotKept as why:
+        _say({"ok": False, "why": str(why)})
     return 0
 
 

@@ -147,7 +147,7 @@ class ArchiveWriter:
 
     def compressor(self, level: Optional[int] = None) -> Any:
         """A raw deflate compressor; level 0 stores."""
-        if level == 0:
+        if (self._level if level is None else level) == 0:
             return zlib.compressobj(0, zlib.DEFLATED, -15)
         return _deflate.compressobj(self._level, zlib.DEFLATED, -15)
 

@@ -231,7 +231,8 @@ class Session:
             raise Failed(f"the window was over before this node was told of it (T0 {utc(t0)}, now {utc()})")
         self._base = f"{self.plan.prefix}-{time.strftime('%Y%m%d%H%M%S', time.gmtime(reference_t0))}UTC"
         path = self.workspace.archive / f"{self._base}.tar.gz"
-        self._writer = ArchiveWriter(path, self._base, mtime=reference_t0)
+        level = 0 if self.plan.compression == "none" else 1
+        self._writer = ArchiveWriter(path, self._base, mtime=reference_t0, level=level)
         for _, context, _ in self._active:
             context.window, context.base = self._window, self._base
             context.open_member = self._writer.open_member

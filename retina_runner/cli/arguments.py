@@ -18,6 +18,8 @@ VERBS = (
     "list",
     "resume",
     "retry",
+    "upload",
+    "download",
     "cleanup",
     "schema",
     "doctor",
@@ -100,6 +102,24 @@ def parser() -> argparse.ArgumentParser:
     resume = verb("resume", "take up a run whose runner died: wait for its agents, fetch, verify, remove", "resume")
     resume.add_argument("run", metavar="RUN_DIR")
     _conduct(resume)
+
+    upload = verb("upload", "store a run's archives at the targets where that failed", "upload")
+    upload.add_argument("run", metavar="RUN_DIR")
+    upload.add_argument("--json", action="store_true", help="print every event as one JSON object a line")
+    upload.add_argument("-q", "--quiet", action="store_true", help="print problems and the result only")
+    upload.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+
+    download = verb("download", "get archives back from where they were stored, and verify them", "download")
+    download.add_argument("run", nargs="?", metavar="RUN_DIR")
+    download.add_argument("--from", dest="source", metavar="URL",
+                          help="https://account/container/prefix, s3://bucket/prefix, or a folder")  # fmt: skip
+    download.add_argument(
+        "--node", action="append", default=[], metavar="NODE", help="only this node's; may be repeated"
+    )
+    download.add_argument("-o", "--output", default=".", metavar="DIR", help="where to put them (default: here)")
+    download.add_argument("--credential", metavar="REFERENCE", help="env:NAME or file:PATH, for --from")
+    download.add_argument("--endpoint-url", metavar="URL", help="of an S3-compatible store, for --from s3://")
+    download.add_argument("--ca-file", metavar="FILE", help="certificates of authorities to trust, for --from")
 
     retry = verb("retry", "do a run's failed nodes again, as planned, at a T0 of their own", "retry")
     retry.add_argument("run", metavar="RUN_DIR")

@@ -8,20 +8,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from retina_runner.bundle import agent_bundle
 from retina_runner.cli.pods import reach_from
 from retina_runner.cli.resolve import Links
-from retina_runner.cli.run import Conduct, conduct, upload_targets
-from retina_runner.errors import Exit, Problem, UsageError
+from retina_runner.cli.run import Conduct, conduct
+from retina_runner.delivery import of_record
+from retina_runner.errors import Exit, UsageError
 from retina_runner.fleet import DEFAULT_FORKS, Adoption, Target, Terms
 from retina_runner.report import NodeReport, RunReport, fold, from_json
-from retina_runner.runbook import Upload
 from retina_runner.rundir import RunDirectory
 
 
@@ -37,7 +35,7 @@ def main(chosen: argparse.Namespace) -> int:
     targets = tuple(target_of(directory, report, n, links) for n in left)
     begin = {"event": "resumed", "pid": os.getpid(), "ids": [n.id for n in left]}
     t0 = datetime.fromisoformat(report.t0.replace("Z", "+00:00")).timestamp() if report.t0 else None
-    how = Conduct(directory, targets, links, terms, upload_targets(_Stored(report)), agent_bundle())  # type: ignore[arg-type]
+    how = Conduct(directory, targets, links, terms, of_record(report.terms, directory.name), agent_bundle())
     return conduct(how, begin, chosen, Adoption(t0))
 
 
@@ -100,22 +98,3 @@ def target_of(directory: RunDirectory, report: RunReport, node: NodeReport, link
         id=node.id, node=node.node, capture=node.capture, executor=node.executor, directory=node.directory, plan=plan,
         duration_s=report.duration_s, link=links.to(reach_from(node.reach), work), work_directory=work,
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A run's upload targets in the shape in which a runbook has them."""
-
-    report: RunReport
-
-    @property
-    def runbook(self) -> _Stored:
-        return self
-
-    @property
-    def uploads(self) -> tuple[Upload, ...]:
-        given: list[Mapping[str, Any]] = (self.report.terms or {}).get("uploads", [])
-        return tuple(Upload(u["kind"], u["options"], ("upload", i)) for i, u in enumerate(given))
-
-    def problem(self, path: object, message: str, hint: str = "") -> Problem:
-        return Problem("run.json", 0, 0, str(path), message, hint)

@@ -13,8 +13,9 @@ from pathlib import Path
 from retina_runner import __version__, naming
 from retina_runner.bundle import agent_bundle
 from retina_runner.cli.resolve import Links
-from retina_runner.cli.resume import _Stored, open_run, refuse_running, target_of, terms_of
-from retina_runner.cli.run import Conduct, conduct, upload_targets
+from retina_runner.cli.resume import open_run, refuse_running, target_of, terms_of
+from retina_runner.cli.run import Conduct, conduct
+from retina_runner.delivery import as_record, of_record
 from retina_runner.errors import Exit, UsageError
 from retina_runner.rundir import RunDirectory
 
@@ -28,11 +29,11 @@ def main(chosen: argparse.Namespace) -> int:
     if not failed:
         print(f"{old.path}: no node failed")
         return Exit.OK
-    uploads = upload_targets(_Stored(report))  # type: ignore[arg-type]
     agent, token = agent_bundle(), secrets.token_hex(3)
     run = naming.run_id(report.runbook, time.time())
     directory = RunDirectory.create(Path(chosen.output) if chosen.output else old.path.parent, run)
     terms = terms_of(report, chosen)
+    delivery = of_record(report.terms, directory.name)
     links = Links(terms.forks)
     targets = []
     for number, node in enumerate(failed):
@@ -51,10 +52,10 @@ def main(chosen: argparse.Namespace) -> int:
         "event": "run-start", "run": directory.name, "runbook": report.runbook, "runbook_sha256": report.runbook_sha256,
         "version": __version__, "directory": str(directory.path), "duration_s": report.duration_s,
         "fail_on_loss": report.fail_on_loss, "pid": os.getpid(),
-        "terms": {**asdict(terms), "uploads": (report.terms or {}).get("uploads", [])},
+        "terms": {**asdict(terms), **as_record(delivery)},
         "nodes": [
             {"id": t.id, "node": t.node, "capture": t.capture, "executor": t.executor, "directory": t.directory, "reach": n.reach}
             for t, n in zip(targets, failed, strict=True)
         ],
     }  # fmt: skip
-    return conduct(Conduct(directory, tuple(targets), links, terms, uploads, agent), begin, chosen)
+    return conduct(Conduct(directory, tuple(targets), links, terms, delivery, agent), begin, chosen)

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,20 @@ from retina_runner import __version__, planning
 from retina_runner.bundle import AgentBundle
 from retina_runner.cli import unattended
 from retina_runner.cli.resolve import Links, Resolved, directory_of, resolve, work_directory_of
-from retina_runner.errors import Exit, UploadError, UsageError
+from retina_runner.delivery import Delivery, as_record, open_places
+from retina_runner.errors import Exit, PreflightError, UsageError
 from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.fleet import Adoption, Fleet, Target, Terms
 from retina_runner.report import Fold, exit_code, to_json
 from retina_runner.runbook import Limits, load_runbook
 from retina_runner.rundir import EventLog, RunDirectory
 from retina_runner.units import parse_size
-from retina_runner.uploads import NotStored, Parcel
-from retina_runner.uploads import Target as UploadTarget
-from retina_runner.uploads.directory import DirectoryTarget
+from retina_runner.uploads import NotStored
 from retina_runner.verification import verify_archive
 from retina_runner.views import View
+
+UPLOAD_SLACK_S = 900.0
+"""How long fetching and storing may take at the end of a run; a credential has to live so long."""
 
 
 def main(chosen: argparse.Namespace) -> int:
@@ -57,37 +59,19 @@ def _main(chosen: argparse.Namespace, deadline_s: float | None) -> int:
         for node in dict.fromkeys(p.node for p in resolved.plans):
             print(node)
         return Exit.OK
-    uploads = upload_targets(resolved)
-    for target in uploads:
-        try:
-            target.preflight()
-        except NotStored as why:
-            raise UploadError(f"upload to {target.describe()} can't work: {why}; nothing was touched") from why
+    runbook = resolved.runbook
+    delivery = Delivery(
+        open_places([{"kind": u.kind, "options": u.options} for u in runbook.uploads]), resolved.run, runbook.keep
+    )
+    try:
+        delivery.preflight(runbook.duration_s + 2 * runbook.limits.ready_timeout_s + UPLOAD_SLACK_S)
+    except NotStored as why:
+        raise PreflightError(f"{why}; nothing was touched") from why
     if not (chosen.json or chosen.quiet or chosen.quiet_ok):
         print("\n".join(planning.describe(resolved.plans, resolved.runbook)), flush=True)
     if chosen.check:
         return _check(resolved)
-    return _run(resolved, chosen, uploads, deadline_s)
-
-
-def upload_targets(resolved: Resolved) -> tuple[UploadTarget, ...]:
-    """The runbook's targets. Raises DocumentError for kinds that this version can't serve."""
-    from retina_runner.errors import DocumentError
-
-    targets: list[UploadTarget] = []
-    problems = []
-    for upload in resolved.runbook.uploads:
-        if upload.kind == "directory":
-            targets.append(DirectoryTarget(str(upload.options["path"])))
-        else:
-            problems.append(
-                resolved.runbook.problem(
-                    upload.path, f"{upload.kind} can't be reached by this version", "use directory"
-                )
-            )
-    if problems:
-        raise DocumentError(problems)
-    return tuple(targets)
+    return _run(resolved, chosen, delivery, deadline_s)
 
 
 def _check(resolved: Resolved) -> int:
@@ -123,9 +107,7 @@ def _check(resolved: Resolved) -> int:
     return status
 
 
-def _run(
-    resolved: Resolved, chosen: argparse.Namespace, uploads: Sequence[UploadTarget], deadline_s: float | None = None
-) -> int:
+def _run(resolved: Resolved, chosen: argparse.Namespace, delivery: Delivery, deadline_s: float | None = None) -> int:
     directory = RunDirectory.create(Path(chosen.output), resolved.run)
     targets = []
     links = Links(resolved.forks, resolved.jobs)
@@ -149,14 +131,15 @@ def _run(
         "event": "run-start", "run": directory.name, "runbook": resolved.runbook.name, "runbook_sha256": resolved.runbook.sha256,
         "version": __version__, "directory": str(directory.path), "duration_s": resolved.runbook.duration_s,
         "fail_on_loss": resolved.runbook.fail_on_loss, "pid": os.getpid(),
-        "terms": {**asdict(terms), "uploads": [{"kind": u.kind, "options": dict(u.options)} for u in resolved.runbook.uploads]},
+        "terms": {**asdict(terms), **as_record(delivery)},
         "nodes": [
             {"id": t.id, "node": t.node, "capture": t.capture, "executor": t.executor, "directory": t.directory,
              "reach": asdict(resolved.reach[t.id]) if t.id in resolved.reach else None}
             for t in targets
         ],
     }  # fmt: skip
-    how = Conduct(directory, tuple(targets), links, terms, tuple(uploads), resolved.agent, deadline_s)
+    named = Delivery(delivery.places, directory.name, delivery.keep)
+    how = Conduct(directory, tuple(targets), links, terms, named, resolved.agent, deadline_s)
     return conduct(how, begin, chosen)
 
 
@@ -168,31 +151,18 @@ class Conduct:
     targets: tuple[Target, ...]
     links: Links
     terms: Terms
-    uploads: tuple[UploadTarget, ...]
+    delivery: Delivery
     agent: AgentBundle
     deadline_s: float | None = None
 
 
 def conduct(how: Conduct, begin: Mapping[str, Any], chosen: argparse.Namespace, adopt: Adoption | None = None) -> int:
     """Carry it out, show it, record it; the exit status. `begin` is the first event."""
-
-    def store(target: Target, path: Path, sha256: str) -> Iterator[Mapping[str, Any]]:
-        for place in how.uploads:
-            told = {"event": "upload", "target": place.describe()}
-            try:
-                yield {
-                    **told,
-                    "state": "stored",
-                    "location": place.store(Parcel(how.directory.name, target.node, path, sha256)),
-                }
-            except NotStored as why:
-                yield {**told, "state": "failed", "why": str(why)}
-
     fleet = Fleet(
         how.targets, how.agent, how.directory.archives, how.terms,
-        verify=lambda path: verify_archive(path).problems, store=store, adopt=adopt,
+        verify=verify_archive, delivery=how.delivery, adopt=adopt,
     )  # fmt: skip
-    recorder = Recorder(how.directory, _view(chosen))
+    recorder = Recorder(how.directory, view_of(chosen))
     interrupts = _Interrupts(fleet, recorder)
     recorder.add(begin)
     with interrupts, unattended.by(how.deadline_s, interrupts.deadline):
@@ -202,7 +172,12 @@ def conduct(how: Conduct, begin: Mapping[str, Any], chosen: argparse.Namespace, 
     remains = fleet.remains()
     if interrupts.received and remains:
         recorder.add({"event": "interrupted", "signal": interrupts.received, "remains": list(remains)})
-    return recorder.end()
+    status = recorder.end()
+    for problem in how.delivery.conclude(how.directory.summary.read_bytes()):
+        print(f"retina-run: {problem}", file=sys.stderr)
+    if status == Exit.NOT_UPLOADED:
+        print(f"retina-run: to finish the uploads: retina-run upload {how.directory.path}", file=sys.stderr)
+    return status
 
 
 def terms_of(limits: Limits, chosen: argparse.Namespace, forks: int, nodes: int) -> Terms:
@@ -229,7 +204,7 @@ def terms_of(limits: Limits, chosen: argparse.Namespace, forks: int, nodes: int)
     )  # fmt: skip
 
 
-def _view(chosen: argparse.Namespace) -> View:
+def view_of(chosen: argparse.Namespace) -> View:
     if chosen.json:
         from retina_runner.views.jsonlines import JsonLines
 

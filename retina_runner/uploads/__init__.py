@@ -1,14 +1,24 @@
 """Upload targets: where a verified archive is stored besides the run directory.
 
 An archive counts as stored when the target has confirmed its size and digest. Nothing is ever overwritten: a name that is
-taken by other content is a failure, by the same content a success.
+taken by other content is a failure, by the same content a success. Secrets are read where they are used and never shown.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+DEFAULT_KEY = "{prefix}/{run}/{archive}"
+SINGLE_MOST_BYTES = 32 << 20
+"""Up to this size an archive goes in one request; above it in blocks, each of which can be repeated by itself."""
+BLOCK_BYTES = 8 << 20
+MOST_BLOCKS = 10_000
+"""Parts of a multipart upload, S3; Azure takes 50,000."""
+_FIELD = re.compile(r"\{(\w*)\}")
 
 
 class NotStored(Exception):
@@ -17,23 +27,93 @@ class NotStored(Exception):
 
 @dataclass(frozen=True)
 class Parcel:
-    """A verified archive to store."""
+    """A verified archive to store. For one that is still on its node, `path` has the name and is not there."""
 
     run: str
     node: str
     path: Path
     sha256: str
+    size_bytes: int = 0
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a store keeps beside the archive; keys and values are plain ASCII."""
+        node = self.node.encode("ascii", "replace").decode()
+        return {"run": self.run, "node": node, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What a node needs to store one archive, once, for a while, and nothing else: `document` is the agent's to read.
+
+    It holds signatures: it travels on standard input and is never written down.
+    """
+
+    key: str
+    document: Mapping[str, Any]
 
 
 class Target(Protocol):
-    """One place. `describe` names it for people, without secrets."""
+    """One place. `describe` names it for people, without secrets. `via` is runner, node or auto."""
+
+    via: str
 
     def describe(self) -> str: ...
 
-    def preflight(self) -> None:
-        """Raise NotStored when storing can't work; called before any node is touched."""
+    def preflight(self, needed_s: float) -> None:
+        """Raise NotStored when storing can't work for the next `needed_s` seconds; called before any node is touched.
+
+        Nothing is left at the target.
+        """
         ...
 
     def store(self, parcel: Parcel) -> str:
         """Store the archive and return its location. Raises NotStored. Idempotent."""
         ...
+
+    def note(self, parcel: Parcel, name: str, content: bytes) -> None:
+        """Put a small file beside the archive (its manifest, the run's `run.json`). Raises NotStored."""
+        ...
+
+    def grant(self, parcel: Parcel, life_s: float) -> Grant | None:
+        """What lets the node store the archive itself; None where this target can't give that to anybody."""
+        ...
+
+    def confirm(self, parcel: Parcel, answer: Mapping[str, Any]) -> str:
+        """The location of what a node says it has stored, after asking the store. Raises NotStored."""
+        ...
+
+    def listing(self, below: str) -> Iterator[tuple[str, int]]:
+        """(key, bytes) of what is stored below a prefix. Raises NotStored."""
+        ...
+
+    def read(self, key: str) -> Iterator[bytes]:
+        """The bytes of a key. Raises NotStored."""
+        ...
+
+
+def key_of(template: str, prefix: str, parcel: Parcel) -> str:
+    """The archive's key. Raises NotStored for a field that isn't one."""
+    fields = {"prefix": prefix.strip("/"), "run": parcel.run, "archive": parcel.path.name, "node": parcel.node}
+
+    def put(found: re.Match[str]) -> str:
+        if found[1] not in fields:
+            raise NotStored(f"the key template has no field {found[1]!r}; there are {', '.join(fields)}")
+        return fields[found[1]]
+
+    return re.sub("/{2,}", "/", _FIELD.sub(put, template)).lstrip("/")
+
+
+def beside(key: str, name: str) -> str:
+    """The key of a small file beside an archive: its own name with another ending, or `run.json` in its folder."""
+    return (
+        f"{key.removesuffix('.tar.gz')}.{name}"
+        if name == "manifest.json"
+        else f"{key.rpartition('/')[0]}/{name}".lstrip("/")
+    )
+
+
+def block_bytes(size_bytes: int) -> int:
+    """How large the blocks of an archive are: 8 MiB, more where there would be too many."""
+    least = -(-size_bytes // MOST_BLOCKS)
+    return max(BLOCK_BYTES, -(-least // (1 << 20)) << 20)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from retina_runner.agent.archive import digest_of
-from retina_runner.uploads import NotStored, Parcel
+from retina_runner.uploads import Grant, NotStored, Parcel, beside
 
 
 class DirectoryTarget:
     """Copies archives below a folder; see `uploads.Target`."""
+
+    via = "runner"
 
     def __init__(self, folder: str):
         self._folder = Path(folder)
@@ -20,7 +24,7 @@ class DirectoryTarget:
     def describe(self) -> str:
         return str(self._folder)
 
-    def preflight(self) -> None:
+    def preflight(self, needed_s: float = 0.0) -> None:
         place = self._folder
         while not place.exists():
             place = place.parent
@@ -62,3 +66,39 @@ class DirectoryTarget:
         if digest_of(target)[1] == parcel.sha256:
             return str(target)
         raise NotStored(f"{target} is there already, with other content; it is not overwritten")
+
+    def note(self, parcel: Parcel, name: str, content: bytes) -> None:
+        path = self._folder / (
+            beside(parcel.path.name, name) if name != "run.json" else f"{parcel.run}.{name}"
+        )  # several runs share the folder
+        try:
+            part = path.with_name(f".{path.name}.{os.getpid()}.part")
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            os.replace(part, path)
+        except OSError as error:
+            raise NotStored(f"{path}: {error.strerror}") from error
+
+    def grant(self, parcel: Parcel, life_s: float) -> Grant | None:
+        return None  # a folder of this machine's isn't the node's
+
+    def confirm(self, parcel: Parcel, answer: Mapping[str, Any]) -> str:
+        raise NotStored("a node can't store in a folder of this machine")
+
+    def listing(self, below: str) -> Iterator[tuple[str, int]]:
+        try:
+            for path in sorted(self._folder.rglob("*")):
+                name = path.relative_to(self._folder).as_posix()
+                if path.is_file() and not path.name.startswith(".") and (not below or below in name):
+                    yield name, path.stat().st_size
+        except OSError as error:
+            raise NotStored(f"{error.filename}: {error.strerror}") from error
+
+    def read(self, key: str) -> Iterator[bytes]:
+        try:
+            with open(self._folder / key, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    yield chunk
+        except OSError as error:
+            raise NotStored(f"{error.filename}: {error.strerror}") from error

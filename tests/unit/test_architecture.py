@@ -19,6 +19,9 @@ HOMES = {
     "rich": {"views/console.py"},
     "argcomplete": {"cli/__init__.py", "cli/completion.py"},
     "paramiko": {"executors/ssh_connect.py", "executors/ssh_channel.py"},
+    "azure": {"uploads/azure_blob.py"},
+    "boto3": {"uploads/s3.py"},
+    "botocore": {"uploads/s3.py"},
     "pyinfra": {"inventory/pyinfra_source.py"},
 }
 """Each third-party library has one home, so that replacing it is one module's work."""

@@ -1,0 +1,92 @@
+"""A finished archive kept on its node: below a base directory, never outside it, with a bound on how many, how old, how much.
+
+Nothing is overwritten, and only archives are ever removed: files that end in `.tar.gz`, `.tar` or `.tar.zst`, directly in
+the folder, that no link leads to.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Mapping
+
+ENDINGS = (".tar.gz", ".tar", ".tar.zst")
+
+
+class NotKept(Exception):
+    """Why the archive isn't kept."""
+
+
+def keep(archive: Path, sha256: str, options: Mapping[str, Any]) -> Dict[str, Any]:
+    """Put the archive on the shelf. `options`: base, path, and keep_count, keep_s, keep_bytes (each None for no bound).
+
+    Returns {"location": …, "removed": […]}. Raises NotKept.
+    """
+    from retina_runner.agent.archive import digest_of
+
+    folder = _folder(Path(str(options["base"])), str(options["path"]))
+    target = folder / archive.name
+    part = folder / f".{archive.name}.{os.getpid()}.part"
+    try:
+        if target.exists():
+            if digest_of(target)[1] != sha256:
+                raise NotKept(f"{target} is there already, with other content; it is not overwritten")
+        else:
+            shutil.copyfile(str(archive), str(part))
+            os.chmod(str(part), 0o600)
+            if digest_of(part)[1] != sha256:
+                raise NotKept(f"{target}: it was damaged while it was copied")
+            os.link(str(part), str(target))
+        return {"location": str(target), "removed": prune(folder, options, target.name)}
+    except OSError as error:
+        raise NotKept(f"{error.filename or target}: {error.strerror}") from error
+    finally:
+        try:
+            part.unlink()
+        except OSError:
+            pass
+
+
+def _folder(base: Path, path: str) -> Path:
+    """The folder, made step by step; a link on the way is somebody's attempt to lead out of the base directory."""
+    if not base.is_absolute():
+        raise NotKept(f"{base} is not an absolute path")
+    try:
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place = base.resolve()
+        for part in path.split("/"):
+            if part in ("", ".", ".."):
+                raise NotKept(f"{path!r} is not a path below {base}")
+            place = place / part
+            if place.is_symlink():
+                raise NotKept(f"{place} is a link")
+            place.mkdir(mode=0o700, exist_ok=True)
+        return place
+    except OSError as error:
+        raise NotKept(f"{error.filename or base}: {error.strerror}") from error
+
+
+def prune(folder: Path, options: Mapping[str, Any], newest: str) -> List[str]:
+    """Remove what is over the bounds, the oldest first, never `newest`; the names of what was removed."""
+    found = []
+    for entry in os.scandir(str(folder)):
+        if entry.name.endswith(ENDINGS) and entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
+            status = entry.stat(follow_symlinks=False)
+            found.append((status.st_mtime, status.st_size, entry.name))
+    found.sort()
+    removed = []
+    while found:
+        when, _, name = found[0]
+        over = (
+            (options.get("keep_count") is not None and len(found) > options["keep_count"])
+            or (options.get("keep_bytes") is not None and sum(f[1] for f in found) > options["keep_bytes"])
+            or (options.get("keep_s") is not None and when < time.time() - options["keep_s"])
+        )
+        if not over or name == newest:
+            break
+        (folder / name).unlink()
+        removed.append(name)
+        found.pop(0)
+    return removed

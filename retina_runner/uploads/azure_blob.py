@@ -1,0 +1,298 @@
+"""A container of Azure Blob Storage: by a SAS, a connection string, or the platform's own identity.
+
+With `If-None-Match: *` nothing is overwritten. The pre-flight writes with a condition that can't hold: a credential that
+may write is told so by 412, one that may not by 403, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta, timezone
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+from retina_runner.secrets import Secret, SecretError, read_secret, redact
+from retina_runner.uploads import (
+    BLOCK_BYTES,
+    DEFAULT_KEY,
+    SINGLE_MOST_BYTES,
+    Grant,
+    NotStored,
+    Parcel,
+    beside,
+    block_bytes,
+    key_of,
+)
+
+MOST_SKEW_S = 300.0
+GRANT_VERSION = "2021-12-02"
+"""x-ms-version of the node's own requests: old enough for every store, new enough for blocks of 4,000 MiB."""
+
+
+class AzureBlobTarget:
+    """See `uploads.Target`."""
+
+    def __init__(self, options: Mapping[str, Any]):
+        self._url = str(options["container_url"]).rstrip("/")
+        self._credential = str(options.get("credential") or "default")
+        self._prefix, self._key = str(options.get("prefix") or ""), str(options.get("key") or DEFAULT_KEY)
+        self._ca_file = str(options.get("ca_file") or "")
+        self.via = str(options.get("via") or "auto")
+        self._secret: Secret | None = None
+        self._made: Any = None
+
+    def describe(self) -> str:
+        return self._url
+
+    # -- the client ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _name(self) -> str:
+        return urlsplit(self._url).path.strip("/").rpartition("/")[2]
+
+    def _client(self) -> Any:
+        if self._made is None:
+            for noisy in ("azure", "urllib3"):
+                logging.getLogger(noisy).setLevel(logging.WARNING)  # at DEBUG they print signatures
+            try:
+                self._made = self._connect()
+            except SecretError as error:
+                raise NotStored(str(error)) from None
+            except ValueError as error:
+                raise NotStored(redact(str(error))) from None
+        return self._made
+
+    def _connect(self) -> Any:
+        from azure.storage.blob import ContainerClient
+
+        settings: dict[str, Any] = {
+            "max_single_put_size": SINGLE_MOST_BYTES, "max_block_size": BLOCK_BYTES, "retry_total": 4,
+            "connection_timeout": 20, "read_timeout": 120,
+        }  # fmt: skip
+        if self._ca_file:
+            settings["connection_verify"] = self._ca_file
+        if self._credential == "default":
+            try:
+                from azure.identity import DefaultAzureCredential
+            except ImportError:
+                raise NotStored("credential: default needs azure-identity: pip install 'retina-run[azure]'") from None
+            return ContainerClient.from_container_url(self._url, credential=DefaultAzureCredential(), **settings)
+        self._secret = read_secret(self._credential)
+        text = self._secret.reveal()
+        if "AccountKey=" in text or "SharedAccessSignature=" in text:
+            for part in text.split(";"):  # each of them alone is as secret as the whole
+                if part.startswith(("AccountKey=", "SharedAccessSignature=")):
+                    Secret(part.partition("=")[2])
+            return ContainerClient.from_connection_string(text, self._name, **settings)
+        text = text.lstrip("?")
+        Secret(parse_qs(text).get("sig", [""])[0])
+        return ContainerClient.from_container_url(f"{self._url}?{text}", **settings)
+
+    def _trouble(self, error: Exception) -> NotStored:
+        code = str(getattr(error, "error_code", "") or "")
+        status = getattr(error, "status_code", None)
+        if status == 404 and code in ("ContainerNotFound", ""):
+            return NotStored(f"there is no container {self._name}")
+        if status in (401, 403):
+            return NotStored(f"refused ({code or status}): has the credential expired, or does it lack a right?")
+        said = str(getattr(error, "message", "") or error).splitlines()[0] if str(error) else type(error).__name__
+        return NotStored(redact(f"{said} {f'({code})' if code else ''}".strip()))
+
+    # -- before a run ----------------------------------------------------------------------------------------------------
+
+    def preflight(self, needed_s: float) -> None:
+        from azure.core.exceptions import AzureError, HttpResponseError
+
+        client = self._client()
+        self._check_life(needed_s)
+        dates: list[str] = []
+        probe = client.get_blob_client("retina-run-preflight")
+        try:
+            probe.upload_blob(
+                b"", overwrite=True, etag='"0x1"', match_condition=_only_if_unmodified(),
+                raw_response_hook=lambda response: dates.append(response.http_response.headers.get("Date", "")),
+            )  # fmt: skip
+        except HttpResponseError as error:
+            headers: Any = getattr(error.response, "headers", {})
+            dates.append(headers.get("Date", ""))
+            if error.status_code != 412:
+                raise self._trouble(error) from None
+        except AzureError as error:
+            raise self._trouble(error) from None
+        skew = _skew_s(next((d for d in dates if d), ""))
+        if abs(skew) > MOST_SKEW_S:
+            raise NotStored(f"this machine's clock is {skew:+.0f} s off the store's; signatures would be refused")
+
+    def _check_life(self, needed_s: float) -> None:
+        """A SAS says itself how long it lives and what it may."""
+        if self._secret is None:
+            return
+        text = self._secret.reveal()
+        if "AccountKey=" in text:
+            return
+        given = parse_qs(text.partition("SharedAccessSignature=")[2] or text.lstrip("?"))
+        expiry = given.get("se", [""])[0]
+        if expiry:
+            left = datetime.fromisoformat(expiry.replace("Z", "+00:00"))
+            left = left if left.tzinfo else left.replace(tzinfo=timezone.utc)
+            left_s = left.timestamp() - time.time()
+            if left_s <= 0:
+                raise NotStored(f"the SAS expired at {expiry}")
+            if left_s < needed_s:
+                raise NotStored(f"the SAS expires at {expiry}, and the run needs it for {needed_s:.0f} s")
+        rights = given.get("sp", ["cw"])[0]
+        if not {"c", "w"} & set(rights):
+            raise NotStored(f"the SAS may not write (sp={rights}); it needs c and w")
+
+    # -- storing ---------------------------------------------------------------------------------------------------------
+
+    def store(self, parcel: Parcel) -> str:
+        from azure.core.exceptions import AzureError, ResourceExistsError
+        from azure.storage.blob import ContentSettings
+
+        key = key_of(self._key, self._prefix, parcel)
+        blob = self._client().get_blob_client(key)
+        location = f"{self._url}/{quote(key)}"
+        if self._compare(blob, parcel, location):
+            return location
+        size, md5 = parcel.path.stat().st_size, _md5_of(parcel.path)
+        try:
+            with open(parcel.path, "rb") as file:
+                blob.upload_blob(
+                    file, length=size, overwrite=False, metadata=parcel.metadata, validate_content=True,
+                    content_settings=ContentSettings("application/gzip", content_md5=bytearray(md5)), max_concurrency=2,
+                )  # fmt: skip
+        except ResourceExistsError:
+            if self._compare(blob, parcel, location):
+                return location
+            raise NotStored(f"{location} is there already, and the credential may not compare it") from None
+        except AzureError as error:
+            raise self._trouble(error) from None
+        except OSError as error:
+            raise NotStored(f"{parcel.path}: {error.strerror}") from None
+        self._compare(blob, parcel, location)
+        return location
+
+    def _compare(self, blob: Any, parcel: Parcel, location: str) -> bool:
+        """Whether the store has exactly this; False also where it can't be asked. Raises NotStored for something else."""
+        from azure.core.exceptions import AzureError, HttpResponseError, ResourceNotFoundError
+
+        try:
+            found = blob.get_blob_properties()
+        except ResourceNotFoundError as error:
+            if getattr(error, "error_code", "") == "ContainerNotFound":
+                raise self._trouble(error) from None
+            return False
+        except HttpResponseError as error:
+            if error.status_code == 403:
+                return False  # a write-only SAS; each block was confirmed by its MD5
+            raise self._trouble(error) from None
+        except AzureError as error:
+            raise self._trouble(error) from None
+        size = parcel.size_bytes or (parcel.path.stat().st_size if parcel.path.exists() else found.size)
+        if found.size != size or (found.metadata or {}).get("sha256") != parcel.sha256:
+            raise NotStored(f"{location} is there already, with other content; it is not overwritten")
+        return True
+
+    def note(self, parcel: Parcel, name: str, content: bytes) -> None:
+        from azure.core.exceptions import AzureError
+        from azure.storage.blob import ContentSettings
+
+        blob = self._client().get_blob_client(beside(key_of(self._key, self._prefix, parcel), name))
+        try:
+            blob.upload_blob(content, overwrite=True, content_settings=ContentSettings("application/json"))
+        except AzureError as error:
+            raise self._trouble(error) from None
+
+    # -- nodes that store themselves -----------------------------------------------------------------------------------
+
+    def grant(self, parcel: Parcel, life_s: float) -> Grant | None:
+        from azure.storage.blob import BlobSasPermissions, generate_blob_sas
+
+        client = self._client()
+        key = key_of(self._key, self._prefix, parcel)
+        # A SAS can't sign a narrower one: only an account's key or an identity can.
+        signing: dict[str, Any] = {}
+        account_key = getattr(getattr(client, "credential", None), "account_key", None)
+        if account_key:
+            signing["account_key"] = account_key
+        elif self._credential == "default":
+            from azure.storage.blob import BlobServiceClient
+
+            service = BlobServiceClient(
+                f"{urlsplit(self._url).scheme}://{urlsplit(self._url).netloc}", client.credential
+            )
+            now = datetime.now(timezone.utc)
+            signing["user_delegation_key"] = service.get_user_delegation_key(
+                now - timedelta(minutes=5), now + timedelta(seconds=life_s + 300)
+            )
+        else:
+            return None
+        sas = generate_blob_sas(
+            client.account_name, client.container_name, key, permission=BlobSasPermissions(create=True, write=True),
+            expiry=datetime.now(timezone.utc) + timedelta(seconds=life_s), **signing,
+        )  # fmt: skip
+        Secret(parse_qs(sas).get("sig", [""])[0])
+        size = parcel.size_bytes
+        return Grant(key, {
+            "kind": "azure", "url": f"{self._url}/{quote(key)}?{sas}", "block_bytes": block_bytes(size),
+            "single_most_bytes": SINGLE_MOST_BYTES, "version": GRANT_VERSION, "ca_file": self._ca_file,
+            "headers": {f"x-ms-meta-{k}": v for k, v in parcel.metadata.items()}, "sha256": parcel.sha256,
+        })  # fmt: skip
+
+    def confirm(self, parcel: Parcel, answer: Mapping[str, Any]) -> str:
+        key = key_of(self._key, self._prefix, parcel)
+        location = f"{self._url}/{quote(key)}"
+        if not self._compare(self._client().get_blob_client(key), parcel, location):
+            raise NotStored(f"{location} isn't there, whatever the node says")
+        return location
+
+    # -- getting back ----------------------------------------------------------------------------------------------------
+
+    def listing(self, below: str) -> Iterator[tuple[str, int]]:
+        from azure.core.exceptions import AzureError
+
+        try:
+            for blob in self._client().list_blobs(name_starts_with=below):
+                yield blob.name, int(blob.size)
+        except AzureError as error:
+            raise self._trouble(error) from None
+
+    def read(self, key: str) -> Iterator[bytes]:
+        from azure.core.exceptions import AzureError
+
+        try:
+            yield from self._client().download_blob(key, max_concurrency=1).chunks()
+        except AzureError as error:
+            raise self._trouble(error) from None
+
+
+def _only_if_unmodified() -> Any:
+    from azure.core import MatchConditions
+
+    return MatchConditions.IfNotModified
+
+
+def _md5_of(path: Path) -> bytes:
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.digest()
+
+
+def md5_text(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
+
+
+def _skew_s(date: str) -> float:
+    try:
+        return time.time() - parsedate_to_datetime(date).timestamp() if date else 0.0
+    except ValueError:
+        return 0.0

@@ -1,0 +1,273 @@
+"""A bucket of S3 or of a store compatible with it, by boto3: Signature Version 4 always, nothing overwritten.
+
+The pre-flight begins a multipart upload and aborts it: that takes a valid signature, the bucket and the right to write,
+and leaves nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from retina_runner.secrets import Secret, SecretError, read_secret, redact
+from retina_runner.uploads import (
+    DEFAULT_KEY,
+    SINGLE_MOST_BYTES,
+    Grant,
+    NotStored,
+    Parcel,
+    beside,
+    block_bytes,
+    key_of,
+)
+
+READ_BYTES = 1 << 20
+
+
+class S3Target:
+    """See `uploads.Target`. `credential` is `default` (boto3's own chain) or a secret `KEY_ID:SECRET[:TOKEN]`."""
+
+    def __init__(self, options: Mapping[str, Any]):
+        self._bucket = str(options["bucket"])
+        self._options = options
+        self._prefix, self._key = str(options.get("prefix") or ""), str(options.get("key") or DEFAULT_KEY)
+        self.via = str(options.get("via") or "auto")
+        self._made: Any = None
+
+    def describe(self) -> str:
+        endpoint = self._options.get("endpoint_url")
+        return f"s3://{self._bucket}" + (f" at {endpoint}" if endpoint else "")
+
+    def _client(self) -> Any:
+        if self._made is None:
+            try:
+                import boto3
+                from botocore.config import Config
+            except ImportError:
+                raise NotStored("s3 needs boto3: pip install 'retina-run[s3]'") from None
+            for noisy in ("boto3", "botocore", "urllib3"):
+                logging.getLogger(noisy).setLevel(logging.WARNING)  # at DEBUG they print signatures
+            endpoint = self._options.get("endpoint_url")
+            path_style = self._options.get("path_style", bool(endpoint))
+            config = Config(
+                signature_version="s3v4", s3={"addressing_style": "path" if path_style else "auto"}, connect_timeout=20,
+                read_timeout=120, retries={"max_attempts": 4, "mode": "standard"},
+                request_checksum_calculation="when_required", response_checksum_validation="when_required",
+            )  # fmt: skip
+            try:
+                self._made = boto3.client(
+                    "s3", region_name=self._options.get("region") or ("us-east-1" if endpoint else None),
+                    endpoint_url=endpoint, verify=self._options.get("ca_file") or None, config=config, **self._keys(),
+                )  # fmt: skip
+            except SecretError as error:
+                raise NotStored(str(error)) from None
+            except Exception as error:  # botocore's own, and ValueError for an endpoint that is none
+                raise NotStored(redact(str(error))) from None
+        return self._made
+
+    def _keys(self) -> dict[str, str]:
+        reference = str(self._options.get("credential") or "default")
+        if reference == "default":
+            return {}
+        parts = read_secret(reference).reveal().split(":", 2)
+        if len(parts) < 2:
+            raise SecretError(f"{reference}: expected KEY_ID:SECRET or KEY_ID:SECRET:TOKEN")
+        for part in parts[1:]:
+            Secret(part)
+        names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+        return dict(zip(names, parts, strict=False))
+
+    def _call(self, what: str, **arguments: Any) -> dict[str, Any]:
+        """One call; a missing key is {"missing": True}, what is there already {"exists": True}. Raises NotStored."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            answer: dict[str, Any] = getattr(self._client(), what)(Bucket=self._bucket, **arguments)
+            return answer
+        except ClientError as error:
+            said = error.response.get("Error", {})
+            code = str(said.get("Code", ""))
+            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            if code in ("404", "NoSuchKey", "NotFound"):
+                return {"missing": True}
+            if status == 412 or code in ("PreconditionFailed", "ConditionalRequestConflict"):
+                return {"exists": True}
+            if code == "NoSuchBucket":
+                raise NotStored(f"there is no bucket {self._bucket}") from None
+            if code == "RequestTimeTooSkewed":
+                raise NotStored("this machine's clock is too far off the store's") from None
+            if status in (401, 403):
+                raise NotStored(
+                    f"refused ({code or status}): has the credential expired, or does it lack a right?"
+                ) from None
+            raise NotStored(redact(f"{said.get('Message') or code or error} ({code or status})")) from None
+        except BotoCoreError as error:
+            raise NotStored(redact(str(error))) from None
+
+    # -- before a run ----------------------------------------------------------------------------------------------------
+
+    def preflight(self, needed_s: float) -> None:
+        key = f"{self._prefix}/retina-run-preflight".lstrip("/")
+        begun = self._call("create_multipart_upload", Key=key)
+        if begun.get("missing"):
+            raise NotStored(f"there is no bucket {self._bucket}")
+        self._call("abort_multipart_upload", Key=key, UploadId=begun["UploadId"])
+
+    # -- storing ---------------------------------------------------------------------------------------------------------
+
+    def store(self, parcel: Parcel) -> str:
+        key = key_of(self._key, self._prefix, parcel)
+        if self._compare(key, parcel):
+            return self._location(key)
+        size = parcel.path.stat().st_size
+        try:
+            with open(parcel.path, "rb") as file:
+                if size <= SINGLE_MOST_BYTES:
+                    body = file.read()
+                    done = self._call(
+                        "put_object", Key=key, Body=body, ContentMD5=_md5(body), IfNoneMatch="*",
+                        Metadata=parcel.metadata, ContentType="application/gzip",
+                    )  # fmt: skip
+                else:
+                    done = self._in_parts(key, file, size, parcel)
+        except OSError as error:
+            raise NotStored(f"{parcel.path}: {error.strerror}") from None
+        if done.get("exists") and not self._compare(key, parcel):
+            raise NotStored(f"{self._location(key)} was written by somebody else meanwhile")
+        if not self._compare(key, parcel):
+            raise NotStored(f"{self._location(key)} isn't there, though the store took it")
+        return self._location(key)
+
+    def _in_parts(self, key: str, file: Any, size: int, parcel: Parcel) -> dict[str, Any]:
+        begun = self._call("create_multipart_upload", Key=key, Metadata=parcel.metadata, ContentType="application/gzip")
+        upload, parts, length = begun["UploadId"], [], block_bytes(size)
+        try:
+            number = 0
+            while block := file.read(length):
+                number += 1
+                done = self._call(
+                    "upload_part", Key=key, UploadId=upload, PartNumber=number, Body=block, ContentMD5=_md5(block)
+                )
+                parts.append({"PartNumber": number, "ETag": done["ETag"]})
+            return self._call(
+                "complete_multipart_upload", Key=key, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
+            )
+        except (NotStored, OSError):
+            self._abort(key, upload)
+            raise
+
+    def _abort(self, key: str, upload: str) -> None:
+        try:
+            self._call("abort_multipart_upload", Key=key, UploadId=upload)
+        except NotStored:
+            pass  # the store's own rules for unfinished uploads take it
+
+    def _compare(self, key: str, parcel: Parcel) -> bool:
+        found = self._call("head_object", Key=key)
+        if found.get("missing"):
+            return False
+        size = parcel.size_bytes or (parcel.path.stat().st_size if parcel.path.exists() else found["ContentLength"])
+        if found["ContentLength"] != size or found.get("Metadata", {}).get("sha256") != parcel.sha256:
+            raise NotStored(f"{self._location(key)} is there already, with other content; it is not overwritten")
+        return True
+
+    def _location(self, key: str) -> str:
+        return f"s3://{self._bucket}/{key}"
+
+    def note(self, parcel: Parcel, name: str, content: bytes) -> None:
+        key = beside(key_of(self._key, self._prefix, parcel), name)
+        self._call("put_object", Key=key, Body=content, ContentType="application/json")
+
+    # -- nodes that store themselves -----------------------------------------------------------------------------------
+
+    def grant(self, parcel: Parcel, life_s: float) -> Grant | None:
+        key, client = key_of(self._key, self._prefix, parcel), self._client()
+        if self._compare(key, parcel):
+            return Grant(key, {"kind": "there"})
+        life, size = int(life_s), parcel.size_bytes
+        document: dict[str, Any] = {"sha256": parcel.sha256, "ca_file": str(self._options.get("ca_file") or "")}
+        if size <= SINGLE_MOST_BYTES:
+            signed = {
+                "Bucket": self._bucket,
+                "Key": key,
+                "Metadata": parcel.metadata,
+                "ContentType": "application/gzip",
+            }
+            url = client.generate_presigned_url("put_object", Params={**signed, "IfNoneMatch": "*"}, ExpiresIn=life)
+            headers = {f"x-amz-meta-{k}": v for k, v in parcel.metadata.items()}
+            document |= {
+                "kind": "s3", "url": url,
+                "headers": {**headers, "Content-Type": "application/gzip", "If-None-Match": "*"},
+            }  # fmt: skip
+            return Grant(key, _secretive(document))
+        upload = self._unfinished(key, parcel)
+        length = block_bytes(size)
+        urls = [
+            client.generate_presigned_url(
+                "upload_part",
+                Params={"Bucket": self._bucket, "Key": key, "UploadId": upload, "PartNumber": number},
+                ExpiresIn=life,
+            )
+            for number in range(1, -(-size // length) + 1)
+        ]
+        document |= {"kind": "s3-parts", "parts": urls, "block_bytes": length, "upload": upload}
+        return Grant(key, _secretive(document))
+
+    def _unfinished(self, key: str, parcel: Parcel) -> str:
+        """The multipart upload of this archive that an earlier grant began, or a new one."""
+        found = self._call("list_multipart_uploads", Prefix=key)
+        for upload in found.get("Uploads", ()):
+            if upload["Key"] == key:
+                return str(upload["UploadId"])
+        begun = self._call("create_multipart_upload", Key=key, Metadata=parcel.metadata, ContentType="application/gzip")
+        return str(begun["UploadId"])
+
+    def confirm(self, parcel: Parcel, answer: Mapping[str, Any]) -> str:
+        key = key_of(self._key, self._prefix, parcel)
+        if answer.get("parts") and not self._compare(key, parcel):
+            parts = [{"PartNumber": n, "ETag": tag} for n, tag in enumerate(answer["parts"], 1)]
+            done = self._call(
+                "complete_multipart_upload", Key=key, UploadId=answer["upload"], MultipartUpload={"Parts": parts},
+                IfNoneMatch="*",
+            )  # fmt: skip
+            if done.get("exists"):
+                raise NotStored(f"{self._location(key)} was written by somebody else meanwhile")
+        if not self._compare(key, parcel):
+            raise NotStored(f"{self._location(key)} isn't there, whatever the node says")
+        return self._location(key)
+
+    # -- getting back ----------------------------------------------------------------------------------------------------
+
+    def listing(self, below: str) -> Iterator[tuple[str, int]]:
+        token: dict[str, str] = {}
+        while True:
+            page = self._call("list_objects_v2", Prefix=below, **token)
+            for entry in page.get("Contents", ()):
+                yield str(entry["Key"]), int(entry["Size"])
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def read(self, key: str) -> Iterator[bytes]:
+        found = self._call("get_object", Key=key)
+        if found.get("missing"):
+            raise NotStored(f"{self._location(key)} isn't there")
+        yield from found["Body"].iter_chunks(READ_BYTES)
+
+
+def _md5(data: bytes) -> str:
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+def _secretive(document: dict[str, Any]) -> dict[str, Any]:
+    """Remember the signatures, so that no word of anybody's shows them."""
+    for url in [document.get("url", ""), *document.get("parts", ())]:
+        for pair in urlsplit(url).query.split("&"):
+            name, _, value = pair.partition("=")
+            if name.lower() in ("x-amz-signature", "x-amz-credential", "x-amz-security-token"):
+                Secret(value)
+    return document
