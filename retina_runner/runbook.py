@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retina_runner import schema, variables
+from retina_runner import schema, translate, variables
 from retina_runner.documents import Document, Path_, nearest, parse_document
 from retina_runner.documents import load_document as _load
 from retina_runner.errors import DocumentError, Problem
@@ -100,15 +100,26 @@ class Runbook:
     sha256: str
     document: Document
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a translated manifest says otherwise, or what in it means nothing here."""
+        return self.document.notes if isinstance(self.document, translate.Translated) else ()
+
     def problem(self, path: Iterable[str | int], message: str, hint: str = "") -> Problem:
         """A problem at that place of the runbook's file."""
         return self.document.problem(path, message, hint)
 
 
-def load_runbook(path: str | Path, extra_vars: Sequence[str] = ()) -> Runbook:
-    """Read and check a runbook. Raises DocumentError with everything that is wrong in it, UsageError for bad `-e`."""
+def load_runbook(path: str | Path, extra_vars: Sequence[str] = (), *, on_hosts: bool = False) -> Runbook:
+    """Read and check a runbook. Raises DocumentError with everything that is wrong in it, UsageError for bad `-e`.
+
+    The file may be a manifest of Retina, which is translated; for hosts of inventories when `on_hosts`.
+    """
     extra = variables.parse_extra(extra_vars)
-    return _build(_load(path, with_problems=True), Path(path).parent, extra)
+    document = _load(path, with_problems=True)
+    if translate.is_manifest(document):
+        document = translate.translate(document, extra, on_hosts=on_hosts)
+    return _build(document, Path(path).parent, extra)
 
 
 def parse_runbook(content: bytes, name: str, extra_vars: Sequence[str] = ()) -> Runbook:

@@ -12,6 +12,7 @@ VERBS = (
     "run",
     "check",
     "plan",
+    "translate",
     "inventory",
     "verify",
     "report",
@@ -86,6 +87,16 @@ def parser() -> argparse.ArgumentParser:
     hosts.add_argument("--explain", metavar="HOST", help="every effective value of one host, and where it was said")
     hosts.add_argument("--graph", action="store_true", help="groups and the hosts in them, as a tree")
     hosts.add_argument("--json", action="store_true", help="everything known of the hosts, as JSON")
+
+    translate = verb(
+        "translate", "print the runbook that a Capture or MetricsConfiguration of Retina means", "translate"
+    )
+    translate.add_argument(
+        "manifest", metavar="MANIFEST", help="a YAML file of retina.sh/v1alpha1; `run` takes it as well"
+    )
+    translate.add_argument("-e", "--extra-vars", action="append", default=[], metavar="KEY=VALUE|@FILE",
+                           help="variables that the runbook needs (container_url)")  # fmt: skip
+    translate.add_argument("--hosts", action="store_true", help="for hosts of an inventory (-i) instead of a cluster")
 
     verify = verb("verify", "check archives: every digest, the schema, every pcap to its last packet", "verify")
     verify.add_argument("archives", nargs="+", metavar="ARCHIVE")

@@ -45,7 +45,7 @@ class Resolved:
 
 def resolve(chosen: argparse.Namespace) -> Resolved:
     """Everything that can be known without touching a node. Raises DocumentError, UsageError."""
-    runbook = load_runbook(chosen.runbook, chosen.extra_vars)
+    runbook = load_runbook(chosen.runbook, chosen.extra_vars, on_hosts=bool(chosen.inventory))
     problems: list[Problem] = []
     places: dict[str, list[planning.Place]] = {}
     hosts, pods = Hosts(chosen.inventory), Pods()

@@ -39,7 +39,7 @@ def main(chosen: argparse.Namespace) -> int:
         return _main(chosen, None)
     unattended.give_way()
     if how.jitter_s:
-        load_runbook(chosen.runbook, chosen.extra_vars)  # a mistake is told now, not in a while
+        load_runbook(chosen.runbook, chosen.extra_vars, on_hosts=bool(chosen.inventory))  # a mistake is told now, not in a while
         unattended.spread_out(how.jitter_s)
     if not how.lock:
         return _main(chosen, how.deadline_s)
@@ -67,6 +67,9 @@ def _main(chosen: argparse.Namespace, deadline_s: float | None) -> int:
         delivery.preflight(runbook.duration_s + 2 * runbook.limits.ready_timeout_s + UPLOAD_SLACK_S)
     except NotStored as why:
         raise PreflightError(f"{why}; nothing was touched") from why
+    if not (chosen.quiet or chosen.quiet_ok):
+        for note in runbook.notes:
+            print(f"retina-run: {runbook.document.name}: {note}", file=sys.stderr)
     if not (chosen.json or chosen.quiet or chosen.quiet_ok):
         print("\n".join(planning.describe(resolved.plans, resolved.runbook)), flush=True)
     if chosen.check:
