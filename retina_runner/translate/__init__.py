@@ -102,6 +102,10 @@ class Draft:
     def refuse(self, path: Path_, message: str, hint: str = "", *, key: bool = False) -> None:
         self.problems.append(self.document.problem(path, message, hint, key))
 
+    def came(self, path: Path_, origin: Path_) -> None:
+        """What stands at the runbook's path was made from what stands at the manifest's."""
+        self.origins[path] = origin
+
     def note(self, path: Path_, text: str) -> None:
         """Said with the line, for what isn't carried over because it changes nothing, or isn't quite the same."""
         self.notes.append(f"line {self.document.place(path, True)[0]}: {path[-1]}: {text}")

@@ -188,7 +188,7 @@ def _nodes(draft: Draft, target: Mapping[str, Any], namespace: str | None) -> An
         made["pod_names"] = [literal(n) for n in target["podNames"]]
         draft.origins[(*place, "pod_names")] = (*TARGET, "podNames")
         return {"kubernetes": made}
-    if not selectors["podSelector"].requirements:
+    if not any((target["podSelector"] or {}).values()):
         draft.refuse((*TARGET, "podSelector"), "selects every pod", "name labels, or choose the nodes by nodeSelector")
     made["pods"] = literal(selectors["podSelector"].text)
     draft.origins[(*place, "pods")] = (*TARGET, "podSelector")
