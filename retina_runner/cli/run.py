@@ -39,7 +39,9 @@ def main(chosen: argparse.Namespace) -> int:
         return _main(chosen, None)
     unattended.give_way()
     if how.jitter_s:
-        load_runbook(chosen.runbook, chosen.extra_vars, on_hosts=bool(chosen.inventory))  # a mistake is told now, not in a while
+        load_runbook(
+            chosen.runbook, chosen.extra_vars, on_hosts=bool(chosen.inventory)
+        )  # a mistake is told now, not in a while
         unattended.spread_out(how.jitter_s)
     if not how.lock:
         return _main(chosen, how.deadline_s)

@@ -56,7 +56,7 @@ def translate(draft: Draft) -> dict[str, Any]:
     nodes = _nodes(draft, configuration["captureTarget"], metadata.get("namespace"))
     runbook["captures"] = [{"nodes": nodes, "collect": collect}]
     draft.origins[_CAPTURE] = CONFIGURATION
-    draft.origins[(*_CAPTURE, "nodes")] = TARGET
+    draft.came((*_CAPTURE, "nodes"), TARGET)
     if uploads:
         runbook["upload"] = uploads
     if spec.get("cleanUpAfterUpload") is False:
@@ -89,7 +89,7 @@ def _tcpdump(draft: Draft, configuration: Mapping[str, Any], option: Mapping[str
 
     def put(key: str, value: Any, origin: Path_) -> None:
         made[key] = value
-        draft.origins[(*place, key)] = origin
+        draft.came((*place, key), origin)
         if isinstance(value, list):
             draft.origins.update({(*place, key, i): (*origin, i) for i in range(len(value))})
 
@@ -180,18 +180,18 @@ def _nodes(draft: Draft, target: Mapping[str, Any], namespace: str | None) -> An
             made["namespace"] = namespace
         text = selectors["nodeSelector"].text
         made.update({"node_selector": literal(text)} if text else {"nodes": "all"})
-        draft.origins[(*place, "node_selector")] = (*TARGET, "nodeSelector")
+        draft.came((*place, "node_selector"), (*TARGET, "nodeSelector"))
         return {"kubernetes": made}
     if namespace and "namespaceSelector" not in target:
         made["namespace"] = namespace
     if "podNames" in target:
         made["pod_names"] = [literal(n) for n in target["podNames"]]
-        draft.origins[(*place, "pod_names")] = (*TARGET, "podNames")
+        draft.came((*place, "pod_names"), (*TARGET, "podNames"))
         return {"kubernetes": made}
     if not any((target["podSelector"] or {}).values()):
         draft.refuse((*TARGET, "podSelector"), "selects every pod", "name labels, or choose the nodes by nodeSelector")
     made["pods"] = literal(selectors["podSelector"].text)
-    draft.origins[(*place, "pods")] = (*TARGET, "podSelector")
+    draft.came((*place, "pods"), (*TARGET, "podSelector"))
     draft.note(
         (*TARGET, "podSelector"),
         "the pods' addresses are AND-ed to the filters; Retina ORs them, so that neither works",
