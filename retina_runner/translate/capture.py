@@ -243,7 +243,7 @@ def _uploads(draft: Draft, output: Mapping[str, Any]) -> list[dict[str, Any]]:
             draft.refuse(
                 path, f"{text} isn't a folder below the node's base directory", "for example hostPath: incidents"
             )
-        put("host_path", literal(below), path)
+        put("host_path", {"path": literal(below), "base": BASE_DIRECTORY.rstrip("/")}, path)
     if "persistentVolumeClaim" in output:
         message = "archives don't go to a claim: they come to the runner, and to hostPath, blob or S3"
         draft.refuse((*OUTPUT, "persistentVolumeClaim"), message, key=True)
