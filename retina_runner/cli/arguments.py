@@ -16,6 +16,7 @@ VERBS = (
     "inventory",
     "verify",
     "report",
+    "merge",
     "list",
     "resume",
     "retry",
@@ -105,6 +106,11 @@ def parser() -> argparse.ArgumentParser:
     report = verb("report", "show a run again, from its directory", "report")
     report.add_argument("run", metavar="RUN_DIR")
     report.add_argument("--format", choices=("table", "lines", "json", "junit"), default="table")
+
+    merge = verb("merge", "make one run of several, the shards of a fleet for instance", "merge")
+    merge.add_argument("runs", nargs="+", metavar="RUN_DIR")
+    merge.add_argument("--output", metavar="DIR", default="runs", help="where the one run is made (default: runs)")
+    merge.add_argument("-q", "--quiet", action="store_true", help="print its directory only")
 
     listing = verb("list", "list the runs below a folder, newest first", "listing")
     listing.add_argument("folder", nargs="?", default="runs", metavar="DIR")
@@ -201,6 +207,7 @@ def _documents(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--limit", metavar="PATTERN", help="only the runbook's nodes that match (web:&eu:!canary, @FILE)")
     verb.add_argument("-f", "--forks", type=int, metavar="N",
                       help="how many hosts are connected to and fetched from at a time (default: 50)")  # fmt: skip
+    verb.add_argument("--shard", metavar="I/N", help="only the nodes of the Ith of N shards, counted from 1; see merge")
     verb.add_argument("-e", "--extra-vars", action="append", default=[], metavar="KEY=VALUE|@FILE",
                       help="set variables of the runbook; may be repeated")  # fmt: skip
     verb.add_argument(

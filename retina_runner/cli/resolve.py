@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from retina_runner import naming, planning
+from retina_runner import naming, planning, shards
 from retina_runner.agent import process
 from retina_runner.bundle import AgentBundle, agent_bundle
 from retina_runner.cli.hosts import Hosts, limited
@@ -58,6 +58,9 @@ def resolve(chosen: argparse.Namespace) -> Resolved:
     if problems:
         raise DocumentError(problems)
     places = limited(places, hosts.inventories, chosen.limit)
+    if chosen.shard is not None:
+        shard = shards.parse(chosen.shard)
+        places = {c: [p for p in ps if shard.holds(p.node)] for c, ps in places.items()}
     agent = agent_bundle()
     run = naming.run_id(runbook.name, time.time())
     plans = planning.build(runbook, places, run, agent)

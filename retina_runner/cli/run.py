@@ -61,6 +61,10 @@ def _main(chosen: argparse.Namespace, deadline_s: float | None) -> int:
         for node in dict.fromkeys(p.node for p in resolved.plans):
             print(node)
         return Exit.OK
+    if not resolved.plans:
+        # Of many shards of few nodes some are empty: nothing to do is done well.
+        print(f"shard {chosen.shard} has no node of this runbook; nothing to do")
+        return Exit.OK
     runbook = resolved.runbook
     delivery = Delivery(
         open_places([{"kind": u.kind, "options": u.options} for u in runbook.uploads]), resolved.run, runbook.keep
