@@ -41,7 +41,7 @@ class LocalLink:
         try:
             self._work.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not target.exists() or target.read_bytes() != agent.content:
-                part = target.with_name(f"{target.name}.{os.getpid()}.part")
+                part = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
                 descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(agent.content)

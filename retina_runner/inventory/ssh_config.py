@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import getpass
 import glob
+import itertools
 import os
 import re
 import shlex
@@ -28,12 +29,12 @@ _MANY = ("identityfile", "certificatefile")
 
 @dataclass(frozen=True)
 class Line:
-    """One line. `conditions` are the Host and Match lines that it stands under, all of which must hold."""
+    """One line. `conditions` are the Host and Match lines that it stands under, all of which must hold; each is numbered."""
 
     key: str
     value: str
     origin: str
-    conditions: tuple[tuple[str, str], ...]
+    conditions: tuple[tuple[str, str, int], ...]
 
 
 @dataclass
@@ -45,19 +46,20 @@ class SshConfig:
     names: dict[str, str] = field(default_factory=dict)
     """Hosts that are named without wildcards, and where."""
     notes: list[str] = field(default_factory=list)
+    blocks: Iterator[int] = field(default_factory=itertools.count, repr=False)
 
     def lookup(self, name: str, user: str = "") -> dict[str, list[Setting]]:
         """Option in lower case to its values; one, but for identity and certificate files. Tokens aren't replaced."""
         found: dict[str, list[Setting]] = {}
-        final = any(
-            "final" in value.lower().split()
-            for line in self.lines
-            for kind, value in line.conditions
-            if kind == "match"
-        )
+        final = any("final" in v.lower().split() for line in self.lines for k, v, _ in line.conditions if k == "match")
         for again in (False, True) if final else (False,):
+            holds: dict[int, bool] = {}
             for line in self.lines:
-                if all(self._holds(kind, value, name, user, found, again) for kind, value in line.conditions):
+                # A block applies or not as its head is read: what it says itself doesn't change that.
+                for kind, value, number in line.conditions:
+                    if number not in holds:
+                        holds[number] = self._holds(kind, value, name, user, found, again)
+                if all(holds[number] for *_, number in line.conditions):
                     known = found.setdefault(line.key, [])
                     if not known or (line.key in _MANY and line.value not in [s.value for s in known]):
                         known.append(Setting(line.value, line.origin))
@@ -80,9 +82,9 @@ class SshConfig:
                 argument = argument or (words.pop(0) if words else "")
                 patterns = argument.split(",")
                 if criterion == "host":
-                    truth = matches(patterns, address)
+                    truth = matches([p.lower() for p in patterns], address.lower())
                 elif criterion == "originalhost":
-                    truth = matches(patterns, name)
+                    truth = matches([p.lower() for p in patterns], name.lower())
                 elif criterion == "user":
                     said = found.get("user", [Setting(user or getpass.getuser(), "")])[0].value
                     truth = matches(patterns, user or said)
@@ -100,7 +102,7 @@ def matches(patterns: list[str], name: str) -> bool:
     taken = False
     for pattern in patterns:
         plain = pattern.removeprefix("!").replace("[", "[[]")
-        if fnmatch.fnmatchcase(name.lower(), plain.lower()):
+        if fnmatch.fnmatchcase(name, plain):
             if pattern.startswith("!"):
                 return False
             taken = True
@@ -126,7 +128,7 @@ def _words(text: str) -> list[str]:
 
 
 def _read(
-    config: SshConfig, path: str, outer: tuple[tuple[str, str], ...], problems: list[Problem], depth: int
+    config: SshConfig, path: str, outer: tuple[tuple[str, str, int], ...], problems: list[Problem], depth: int
 ) -> None:
     try:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
@@ -143,7 +145,7 @@ def _read(
             continue
         key, value = split_option(line)
         if key in ("host", "match"):
-            conditions = (*outer, (key, value))
+            conditions = (*outer, (key, value, next(config.blocks)))
             for word in _words(value) if key == "host" else ():
                 if not any(c in word for c in "*?!"):
                     config.names.setdefault(word, f"{path}:{number}:1")
