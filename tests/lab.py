@@ -135,6 +135,8 @@ class Lab:
 class Run:
     """One `retina-run` in a process of its own, watched by its events."""
 
+    wait_s = WAIT_S
+
     def __init__(
         self,
         runbook: str | Path,
@@ -171,8 +173,8 @@ class Run:
         self._queue.put(None)
 
     def wait_for(self, event: str, **fields: Any) -> dict[str, Any]:
-        """The next event of this kind with these fields. Fails when the run ends, or WAIT_S pass, without it."""
-        deadline = time.monotonic() + WAIT_S
+        """The next event of this kind with these fields. Fails when the run ends, or wait_s pass, without it."""
+        deadline = time.monotonic() + self.wait_s
         while True:
             try:
                 found = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
@@ -193,8 +195,8 @@ class Run:
 
     def end(self) -> int:
         """Wait for the end; the exit status."""
-        self.process.wait(WAIT_S)
-        while (found := self._queue.get(timeout=WAIT_S)) is not None:
+        self.process.wait(self.wait_s)
+        while (found := self._queue.get(timeout=self.wait_s)) is not None:
             self.events.append(found)
         self.status = self.process.returncode
         return self.status

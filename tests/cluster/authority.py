@@ -41,7 +41,7 @@ class Authority:
         subject = "".join(f"/O={group}" for group in groups) + f"/CN={user}"
         self._sign(name, subject, "serverAuth", ",".join(names), "ca")
 
-    def kubeconfig(self, path: Path, server: str, name: str) -> Path:
+    def kubeconfig(self, path: Path, server: str, name: str, namespace: str = "default") -> Path:
         """A kubeconfig for the client certificate `name`, with everything in it."""
         cluster = {"server": server, "certificate-authority-data": _inline(self.certificate("ca"))}
         user = {
@@ -53,7 +53,7 @@ class Authority:
             "kind": "Config",
             "clusters": [{"name": "tests", "cluster": cluster}],
             "users": [{"name": name, "user": user}],
-            "contexts": [{"name": "tests", "context": {"cluster": "tests", "user": name}}],
+            "contexts": [{"name": "tests", "context": {"cluster": "tests", "user": name, "namespace": namespace}}],
             "current-context": "tests",
         }
         path.touch(mode=0o600)

@@ -125,6 +125,13 @@ class Cluster(Api):
     def node_run(self, number: int, *argv: str) -> str:
         return call(*self.on_node(number), *argv)
 
+    def user(self, name: str, namespace: str) -> Path:
+        """The kubeconfig of a user who has no rights yet, with that namespace."""
+        authority = Authority(self.directory / "authority")
+        authority.client(f"user-{name}", name)
+        server = f"https://127.0.0.1:{(self.directory / 'port').read_text()}"
+        return authority.kubeconfig(self.directory / f"{name}.kubeconfig", server, f"user-{name}", namespace)
+
     def stop(self, machine: str, service: str, number: signal.Signals = signal.SIGKILL) -> None:
         """End a service of `control-plane` or `node-<number>`, until `start`."""
         (self.directory / machine / "stopped" / service).touch()

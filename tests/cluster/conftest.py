@@ -15,6 +15,7 @@ import pytest
 from tests.cluster.api import Api
 from tests.cluster.cluster import Cluster
 from tests.cluster.image import NODE_IMAGE
+from tests.cluster.runs import Runs
 from tests.cluster.shop import Shop
 
 HERE = Path(__file__).resolve().parent
@@ -76,3 +77,14 @@ def shop(cluster: Api, namespace: str) -> Shop:
     opened = Shop(cluster, namespace)
     opened.open()
     return opened
+
+
+@pytest.fixture
+def runs(cluster: Api, tmp_path: Path) -> Iterator[Runs]:
+    """Starts runs; in the end nothing of them is left in the cluster."""
+    started = Runs(cluster, tmp_path)
+    try:
+        yield started
+        cluster.eventually(lambda: not started.left(), f"nothing of the runs is left, there was {started.left()}")
+    finally:
+        started.close()

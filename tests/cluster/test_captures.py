@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-
 import pytest
 
+from retina_runner.executors.kubernetes.api import RIGHTS
 from retina_runner.verification import verify_archive
 from tests.cluster.api import Api
+from tests.cluster.cluster import Cluster
+from tests.cluster.runs import Runs, by_node
 from tests.cluster.shop import Shop
-from tests.lab import Archive, Run
+from tests.lab import Archive
 
 pytestmark = pytest.mark.cluster
 
 UDP4, UDP6 = 14 + 20 + 8, 14 + 40 + 8
-
-
-def start(api: Api, folder: Path, runbook: str, *arguments: str, env: Mapping[str, str] | None = None) -> Run:
-    """A run against the cluster, with the test's node image."""
-    folder.mkdir(exist_ok=True)
-    environment = {"KUBECONFIG": str(api.kubeconfig), "RETINA_RUN_NODE_IMAGE": api.image, **(env or {})}
-    return Run(runbook, folder, *arguments, env=environment)
-
-
-def left_behind(api: Api) -> list[str]:
-    """Everything of any run that is in the cluster."""
-    kinds = "jobs,pods,configmaps,secrets"
-    found = api.get(kinds, "-A", "-l", "retina-run/run")["items"]
-    return [f"{o['kind']} {o['metadata']['namespace']}/{o['metadata']['name']}" for o in found]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left(cluster: Api) -> Iterator[None]:
-    yield
-    cluster.eventually(lambda: not left_behind(cluster), f"nothing of a run is left, there was {left_behind(cluster)}")
 
 
 def numbers(archive: Archive, payload_at: int, family: int) -> list[int]:
@@ -43,14 +23,9 @@ def numbers(archive: Archive, payload_at: int, family: int) -> list[int]:
     return sorted(int.from_bytes(p[payload_at : payload_at + 4], "big") for p in found)
 
 
-def by_name(run: Run) -> dict[str, Archive]:
-    """Archives by capture and node, as their manifests say."""
-    return {f"{a.manifest['capture']}/{a.manifest['node']}": a for a in run.archives()}
-
-
-def test_two_deployments_exact_counts_and_nothing_of_the_bystander(cluster: Api, shop: Shop, tmp_path: Path) -> None:
+def test_two_deployments_exact_counts_and_nothing_of_the_bystander(runs: Runs, shop: Shop) -> None:
     """v4 and v6 from pod to pod; the filter of each node is its own pods' addresses."""
-    run = start(cluster, tmp_path, f"""
+    run = runs.start(f"""
 name: shop
 duration: 12s
 captures:
@@ -71,8 +46,8 @@ captures:
     shop.send("client", v4, 7000, 500)
     shop.send("client", v6, 7000, 300)
     shop.send("bystander", v4, 7000, 40)
-    assert run.end() == 0, (run.events, cluster.state())
-    archives = by_name(run)
+    assert run.end() == 0, (run.events, runs.api.state())
+    archives = by_node(run)
     assert set(archives) == {
         f"clients/{shop.node['client']}",
         f"servers/{shop.node['server']}",
@@ -89,3 +64,94 @@ captures:
         assert verify_archive(archive.path).problems == ()
         assert archive.verdict(".pcap")["verdict"] == "complete"
         assert archive.manifest["executor"] == "kubernetes"
+
+
+def test_everything_that_a_node_has_from_inside_a_job(runs: Runs, shop: Shop) -> None:
+    """Packets, rules, state, and BPF plugins, with the capabilities that the plan asks for and no more."""
+    run = runs.start(f"""
+name: everything
+duration: 6s
+captures:
+  - nodes: {{kubernetes: {{nodes: all, job: {{namespace: {shop.namespace}, requests: {{cpu: 10m, memory: 64Mi}}}}}}}}
+    collect: [tcpdump, iptables, network-state, {{ebpf: {{plugins: [packetforward, linuxutil]}}}}]
+""")
+    run.wait_for("window")
+    job = runs.api.get("jobs", "-n", shop.namespace)["items"][0]
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    shop.send("client", shop.addresses["server"][0], 7000, 200)
+    assert run.end() == 0, (run.events, runs.api.state())
+    assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
+    assert "SYS_ADMIN" not in container["securityContext"]["capabilities"]["add"]
+    assert "privileged" not in container["securityContext"]
+    archives = run.archives()
+    assert len(archives) == len(shop.api.ready())
+    for archive in archives:
+        assert verify_archive(archive.path).problems == ()
+        assert archive.manifest["verdict"] == "complete", archive.manifest["verdicts"]
+        for wanted in (
+            "metrics/metrics.json",
+            "state/before/ip-addr.json",
+            "state/after/nft.txt",
+            "state/delta/iptables.json",
+        ):
+            assert wanted in archive.members, sorted(archive.members)
+        assert b"packetforward" in archive.members["metrics/metrics.json"]
+
+
+def test_two_hundred_megabytes_come_over_whole(runs: Runs, namespace: str, cluster: Api) -> None:
+    """A truncated exec stream is an old defect of Kubernetes: the archive is counted, hashed and resumed."""
+    node = sorted(cluster.ready())[0]
+    run = runs.start(f"""
+name: large
+duration: 1s
+limits: {{memory: 2GiB}}
+captures:
+  - nodes: {{kubernetes: {{nodes: [{node}], job: {{namespace: {namespace}}}}}}}
+    collect: [{{command: {{argv: [head, -c, "210000000", /dev/urandom], output_limit: 250MB, limit: 120s}}}}]
+""")
+    assert run.end() == 0, (run.events, cluster.state())
+    archive = run.archive()
+    assert archive.path.stat().st_size > 200_000_000
+    assert verify_archive(archive.path).problems == ()
+
+
+def test_a_user_with_nothing_but_our_role(own_cluster: Cluster, runs: Runs, shop: Shop) -> None:
+    """First without it: a refusal that says what is missing. Then with it: a capture."""
+    user = own_cluster.user("operator", shop.namespace)
+    runbook = f"""
+name: operator
+duration: 2s
+captures:
+  - nodes: {{kubernetes: {{namespace: {shop.namespace}, pods: {{app: server}}}}}}
+    collect: [tcpdump, network-state]
+"""
+    refused = runs.start(runbook, KUBECONFIG=str(user))
+    assert refused.end() == 2
+    assert "forbidden" in refused.stderr
+    name = f"retina-run-{shop.namespace}"
+    rules = [{"apiGroups": [r.group], "resources": [r.resource], "verbs": list(r.verbs)} for r in RIGHTS]
+    role = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": name},
+        "rules": rules,
+    }
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": name},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "operator"}],
+    }
+    own_cluster.apply(role, binding)
+    try:
+        own_cluster.eventually(
+            lambda: own_cluster.kubectl("auth", "can-i", "create", "jobs", "--as=operator").strip() == "yes",
+            "the role holds",
+        )
+        run = runs.start(runbook, KUBECONFIG=str(user))
+        assert run.end() == 0, (run.events, own_cluster.state())
+        assert run.archive().manifest["node"] == shop.node["server"]
+        runs.api.eventually(lambda: not runs.left(), "the operator's Jobs are gone")
+    finally:
+        own_cluster.kubectl("delete", "clusterrole,clusterrolebinding", name)

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -26,6 +27,33 @@ BUSY_TRIES = 6
 EXEC_PROTOCOL = "v5.channel.k8s.io"
 """The first exec protocol that can close stdin (Kubernetes 1.29, KEP 4006)."""
 STDIN, STDOUT, STDERR, STATUS, CLOSE_STREAM = 0, 1, 2, 3, 255
+
+
+@dataclass(frozen=True)
+class Right:
+    """What a user needs: an API group ("" for the core), a resource, verbs, and what for."""
+
+    group: str
+    resource: str
+    verbs: tuple[str, ...]
+    why: str
+
+
+RIGHTS = (
+    Right("", "nodes", ("get", "list"), "to choose nodes, and to say why one can't do it"),
+    Right("", "namespaces", ("list",), "to choose pods of namespaces by label, and for the nearest name"),
+    Right("", "pods", ("get", "list", "watch"), "to choose pods, and to see the Jobs' own"),
+    Right("", "pods/exec", ("create", "get"), "to speak to the agent, and to fetch archives"),
+    Right("", "services", ("get", "list"), "to choose the pods of a service"),
+    Right("apps", "deployments", ("get", "list"), "to choose the pods of a deployment"),
+    Right("apps", "replicasets", ("get", "list"), "to choose the pods of a replica set"),
+    Right("apps", "statefulsets", ("get", "list"), "to choose the pods of a stateful set"),
+    Right("apps", "daemonsets", ("get", "list"), "to choose the pods of a daemon set"),
+    Right("batch", "jobs", ("get", "list", "create", "delete"), "a Job a node"),
+    Right("", "configmaps", ("create", "patch", "delete"), "the agent"),
+    Right("", "events", ("list",), "the scheduler's and the kubelet's own words on what went wrong"),
+)
+"""All that this package asks of the API. tests/cluster runs a capture as a user who may do this, and nothing else."""
 
 
 class Denied(Exception):

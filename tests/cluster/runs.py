@@ -1,0 +1,65 @@
+"""Runs against a cluster, and what they leave there: for the tests to start, and to see that it is nothing."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from tests.cluster.api import Api
+from tests.lab import REPOSITORY, RETINA_RUN, Archive, Run
+
+WAIT_S = 240.0
+LABEL, NOTE = "retina-run/run", "retina-run/run-name"
+
+
+class PatientRun(Run):
+    """On a loaded machine an image, a kubelet and an API server take longer than a process does."""
+
+    wait_s = WAIT_S
+
+
+class Runs:
+    """Starts runs in a folder, with the test's node image and kubeconfig."""
+
+    def __init__(self, api: Api, folder: Path):
+        self.api, self.folder = api, folder
+        self._started: list[PatientRun] = []
+
+    def environment(self) -> dict[str, str]:
+        return {"KUBECONFIG": str(self.api.kubeconfig), "RETINA_RUN_NODE_IMAGE": self.api.image}
+
+    def start(self, runbook: str, *arguments: str, netns: str = "", **env: str) -> PatientRun:
+        """A run of this runbook, in a folder of its own."""
+        folder = self.folder / f"run-{len(self._started)}"
+        folder.mkdir()
+        run = PatientRun(runbook, folder, *arguments, netns=netns, env={**self.environment(), **env})
+        self._started.append(run)
+        return run
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`retina-run WORDS` to its end."""
+        env = {**self.environment(), "PYTHONPATH": str(REPOSITORY), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        return subprocess.run(
+            [*RETINA_RUN, *words], capture_output=True, text=True, env=env, cwd=self.folder, timeout=WAIT_S, check=False
+        )
+
+    def left(self) -> list[str]:
+        """Everything in the cluster that belongs to these runs."""
+        names = {p.name for run in self._started for p in (run.folder / "runs").glob("*")}
+        return [
+            f"{o['kind']} {o['metadata']['namespace']}/{o['metadata']['name']}"
+            for o in self.api.get("jobs,pods,configmaps,secrets", "-A", "-l", LABEL)["items"]
+            if o["metadata"].get("annotations", {}).get(NOTE) in names
+        ]
+
+    def close(self) -> None:
+        """End what still runs."""
+        for run in self._started:
+            if run.process.poll() is None:
+                run.process.kill()
+                run.process.wait()
+
+
+def by_node(run: Run) -> dict[str, Archive]:
+    """Archives by `capture/node`, as their manifests say."""
+    return {f"{a.manifest['capture']}/{a.manifest['node']}": a for a in run.archives()}
