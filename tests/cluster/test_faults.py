@@ -1,0 +1,191 @@
+"""What goes wrong in clusters: each is told apart, costs as little as it can, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from retina_runner.verification import verify_archive
+from tests.cluster.api import Api
+from tests.cluster.cluster import Cluster
+from tests.cluster.runs import PatientRun, Runs, by_node
+from tests.cluster.shop import Shop
+
+pytestmark = pytest.mark.cluster
+
+
+def runbook(
+    namespace: str, nodes: list[str], duration: str = "4s", job: str = "", limits: str = "", more: str = ""
+) -> str:
+    return f"""
+name: fault
+duration: {duration}
+limits: {{{limits}}}
+captures:
+  - nodes: {{kubernetes: {{nodes: {json.dumps(nodes)}, {more} job: {{namespace: {namespace}, {job}}}}}}}
+    collect: [{{tcpdump: {{interfaces: [any]}}}}]
+"""
+
+
+def failures(run: PatientRun) -> dict[str, str]:
+    """Why, by node."""
+    return {e["node"]: f"{e['what']}: {e['why']} ({e.get('hint', '')})" for e in run.all("node-failed")}
+
+
+@pytest.mark.parametrize(
+    ("more", "job", "reason"),
+    [
+        ("image: localhost/no-such-image:1,", "image_pull_policy: Never", "ErrImageNeverPull"),
+        ("image: 127.0.0.1:1/no-such-image:1,", "", "ImagePullBackOff"),
+        ("image: 'No Such Image',", "", "InvalidImageName"),
+    ],
+)
+def test_an_image_that_does_not_exist(
+    runs: Runs, cluster: Api, namespace: str, more: str, job: str, reason: str
+) -> None:
+    """Told in the kubelet's own words, without waiting for ready_timeout."""
+    node = sorted(cluster.ready())[0]
+    run = runs.start(runbook(namespace, [node], job=job, more=more, limits="ready_timeout: 200s"))
+    assert run.end() in (2, 4), (run.events, cluster.state())
+    assert reason in failures(run)[node]
+    assert "images/node/Containerfile" in failures(run)[node]
+
+
+def test_pod_security_refuses(runs: Runs, cluster: Api, namespace: str) -> None:
+    """The admission's own sentence, and what to do; none of the refused Jobs stays."""
+    cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    node = sorted(cluster.ready())[0]
+    run = runs.start(runbook(namespace, [node], limits="ready_timeout: 200s"))
+    assert run.end() in (2, 4), (run.events, cluster.state())
+    said = failures(run)[node]
+    assert 'violates PodSecurity "restricted' in said
+    assert "hostNetwork" in said or "host namespaces" in said
+    assert "pod-security.kubernetes.io/enforce=privileged" in said
+
+
+def test_a_pod_that_fits_nowhere_is_told_by_the_scheduler(runs: Runs, cluster: Api, namespace: str) -> None:
+    nodes = sorted(cluster.ready())[:1]
+    run = runs.start(runbook(namespace, nodes, job='requests: {cpu: "4000"}', limits="ready_timeout: 10s"))
+    assert run.end() in (2, 4), (run.events, cluster.state())
+    assert "Insufficient cpu" in failures(run)[nodes[0]]
+
+
+@pytest.mark.parametrize(
+    ("selection", "says"),
+    [
+        ("{nodes: [%s-typo]}", "did you mean"),
+        ("{namespace: %s, pods: {app: no-such}}", "no pod of namespace"),
+        ("{namespace: no-such-namespace, pods: {app: x}}", "no namespace no-such-namespace"),
+        ("{namespace: %s, owner: deployment/servr}", "did you mean server?"),
+        ("{node_selector: 'no-such-label=1'}", "no node has labels"),
+        ("{context: no-such-context, nodes: all}", "has no context no-such-context"),
+    ],
+)
+def test_no_match_is_an_error_with_its_place(runs: Runs, shop: Shop, selection: str, says: str) -> None:
+    word = shop.nodes[0] if "typo" in selection else shop.namespace
+    where = selection % word if "%s" in selection else selection
+    run = runs.start(f"name: none\nduration: 1s\ncaptures:\n  - nodes: {{kubernetes: {where}}}\n")
+    assert run.end() == 2
+    said = run.stderr
+    assert says in said
+    assert "runbook.yaml:4:" in said
+
+
+@pytest.fixture
+def drained(cluster: Api) -> Iterator[str]:
+    """A node that a test may drain; it takes pods again afterwards."""
+    node = sorted(cluster.ready())[1]
+    yield node
+    cluster.kubectl("uncordon", node)
+
+
+def test_a_node_drained_in_the_window_gives_what_it_has(runs: Runs, cluster: Api, namespace: str, drained: str) -> None:
+    """The window ends there at once, the archive is fetched while the pod may still live, and the others go on."""
+    other = sorted(cluster.ready())[0]
+    run = runs.start(runbook(namespace, [other, drained], duration="25s"))
+    for _ in range(2):
+        run.wait_for("window")
+    drain = subprocess.Popen(
+        [cluster.program(), "--kubeconfig", str(cluster.kubeconfig), "drain", drained, "--ignore-daemonsets", "--force",
+         "--delete-emptydir-data", "--pod-selector=batch.kubernetes.io/job-name", "--timeout=200s"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        assert run.end() == 3, (run.events, cluster.state())
+    finally:
+        said, _ = drain.communicate(timeout=240)
+    assert drain.returncode == 0, said
+    archives = by_node(run)
+    assert set(archives) == {f"fault/{other}", f"fault/{drained}"}
+    assert archives[f"fault/{other}"].manifest["verdict"] == "complete"
+    assert archives[f"fault/{drained}"].manifest["verdict"] == "partial"
+    for archive in archives.values():
+        assert verify_archive(archive.path).problems == ()
+
+
+@pytest.mark.parametrize(("machine", "service"), [("node-2", "kubelet"), ("control-plane", "kube-apiserver")])
+def test_a_part_of_the_cluster_that_restarts_in_the_window_costs_nothing(
+    own_cluster: Cluster, runs: Runs, namespace: str, machine: str, service: str
+) -> None:
+    nodes = [own_cluster.nodes[1].name, own_cluster.nodes[2].name]
+    run = runs.start(runbook(namespace, nodes, duration="12s"))
+    for _ in range(2):
+        run.wait_for("window")
+    own_cluster.stop(machine, service)
+    try:
+        run.wait_for("lost")
+    finally:
+        own_cluster.start(machine, service)
+    assert run.end() == 0, (run.events, own_cluster.state())
+    assert run.all("reattached")
+    archives = by_node(run)
+    assert set(archives) == {f"fault/{n}" for n in nodes}
+    for archive in archives.values():
+        assert archive.manifest["verdict"] == "complete"
+    own_cluster.eventually(
+        lambda: own_cluster.ready() == {n.name for n in own_cluster.nodes.values()}, "all nodes ready"
+    )
+
+
+def test_a_killed_runner_is_resumed_by_another(runs: Runs, cluster: Api, namespace: str) -> None:
+    nodes = sorted(cluster.ready())[:2]
+    run = runs.start(runbook(namespace, nodes, duration="8s"))
+    for _ in range(2):
+        run.wait_for("window")
+    run.signal(signal.SIGKILL)
+    run.process.wait()
+    done = runs.command("resume", str(run.directory))
+    assert done.returncode == 0, (done.stdout, done.stderr, cluster.state())
+    archives = by_node(run)
+    assert set(archives) == {f"fault/{n}" for n in nodes}
+    for archive in archives.values():
+        assert archive.manifest["verdict"] == "complete"
+        assert verify_archive(archive.path).problems == ()
+
+
+def test_a_killed_runner_s_jobs_go_by_cleanup(runs: Runs, cluster: Api, namespace: str) -> None:
+    nodes = sorted(cluster.ready())[:2]
+    run = runs.start(runbook(namespace, nodes, duration="120s"))
+    run.wait_for("window")
+    run.signal(signal.SIGKILL)
+    run.process.wait()
+    assert runs.left()
+    done = runs.command("cleanup", str(run.directory))
+    assert done.returncode == 0, (done.stdout, done.stderr)
+
+
+def test_ctrl_c_in_the_window_keeps_what_is_there(runs: Runs, cluster: Api, namespace: str) -> None:
+    nodes = sorted(cluster.ready())[:2]
+    run = runs.start(runbook(namespace, nodes, duration="300s"))
+    for _ in range(2):
+        run.wait_for("window")
+    run.signal(signal.SIGINT)
+    assert run.end() == 130, (run.events, cluster.state())
+    archives = by_node(run)
+    assert set(archives) == {f"fault/{n}" for n in nodes}
+    for archive in archives.values():
+        assert verify_archive(archive.path).problems == ()
