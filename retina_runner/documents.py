@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -332,3 +332,18 @@ def _ansible_scalar(text: str) -> Any:
 
 def _shown_tag(tag: str) -> str:
     return tag.replace("tag:yaml.org,2002:", "!!")
+
+
+def to_yaml(values: Sequence[Any]) -> str:
+    """The values as YAML documents, one after the other, keys in their order, texts of several lines as blocks."""
+    import yaml
+
+    class Written(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Written.add_representer(str, text)
+    return "---\n" + "---\n".join(yaml.dump(v, Dumper=Written, sort_keys=False, width=120) for v in values)

@@ -23,6 +23,7 @@ VERBS = (
     "upload",
     "download",
     "cleanup",
+    "schedule",
     "schema",
     "doctor",
     "version",
@@ -160,6 +161,26 @@ def parser() -> argparse.ArgumentParser:
     cleanup.add_argument(
         "--work-dir", metavar="DIR", help="where agents work on this machine, if not in the usual place"
     )
+
+    schedule = verb(
+        "schedule", "print or install what makes cron, systemd or Kubernetes carry a runbook out", "schedule"
+    )
+    schedule.add_argument("runbook", metavar="RUNBOOK|list", help="a runbook; or `list`: what is installed here")
+    schedule.add_argument("--on", metavar="CRON", help='when, as cron has it: "*/30 * * * *" (minute hour day month weekday)')  # fmt: skip
+    schedule.add_argument("--as", dest="kind", choices=("systemd", "cron", "cronjob"), default="systemd")
+    schedule.add_argument("--install", action="store_true", help="write it, and enable it")
+    schedule.add_argument("--remove", action="store_true", help="take it away; its runs stay")
+    schedule.add_argument("--root", metavar="DIR", default="/", help="install below another root directory: an image's")
+    schedule.add_argument("--timezone", metavar="ZONE", help="of --on (default: UTC; cron has the machine's)")
+    schedule.add_argument("--jitter", metavar="TIME", help="spread the start by a random while of at most that")
+    schedule.add_argument("--deadline", metavar="TIME", help="end the windows by then and keep what is there")
+    schedule.add_argument("--cpu", type=int, metavar="PERCENT", default=100, help="of one core (default: 100)")
+    schedule.add_argument("--memory", metavar="SIZE", default="1GiB", help="of runner and agents here (default: 1GiB)")
+    schedule.add_argument("--namespace", metavar="NAME", default="default", help="of the CronJob")
+    schedule.add_argument("--image", metavar="IMAGE", help="of the CronJob: one that has retina-run")
+    schedule.add_argument("--claim", metavar="PVC", help="a PersistentVolumeClaim for the CronJob's run directories")
+    schedule.add_argument("-e", "--extra-vars", action="append", default=[], metavar="KEY=VALUE|@FILE",
+                          help="set variables of the runbook")  # fmt: skip
 
     schema = verb("schema", "print a shipped JSON Schema, or where they are", "schema")
     schema.add_argument(

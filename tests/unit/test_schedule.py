@@ -1,0 +1,163 @@
+"""Cron expressions against their own definition, what is written of them, and files that are only ever ours."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retina_runner.documents import parse_document, to_yaml
+from retina_runner.errors import UsageError
+from retina_runner.schedule import Schedule, crontab, installed, systemd
+from retina_runner.schedule.cron import Cron, parse_cron
+from retina_runner.schedule.kubernetes import cron_job
+
+SELECTION = {"namespace": "shop", "pods": {"app": "web"}}
+
+
+def fields(low: int, high: int) -> st.SearchStrategy[str]:
+    """One field, every form of it."""
+    number = st.integers(low, high)
+    ranges = st.tuples(number, number).map(sorted).map(lambda r: f"{r[0]}-{r[1]}")
+    stepped = st.tuples(ranges, st.integers(1, high)).map(lambda r: f"{r[0]}/{r[1]}")
+    part = st.one_of(number.map(str), ranges, stepped)
+    several = st.lists(part, min_size=1, max_size=3).map(",".join)
+    return st.one_of(st.just("*"), st.integers(1, high).map(lambda n: f"*/{n}"), several)
+
+
+def expressions() -> st.SearchStrategy[str]:
+    """Expressions that all schedulers understand alike."""
+
+    def alike(words: tuple[str, ...]) -> bool:
+        try:
+            parse_cron(" ".join(words))
+        except ValueError as error:
+            return not any(w in str(error) for w in ("means one thing", "never comes"))
+        return True
+
+    whole = st.tuples(fields(0, 59), fields(0, 23), fields(1, 31), fields(1, 12), fields(0, 7))
+    return whole.filter(alike).map(" ".join)
+
+
+def expanded(field: str, low: int, high: int) -> set[int]:
+    """The field by crontab(5), written another way than the code: every value is asked whether it is meant."""
+    meant = set()
+    for value in range(low, high + 1):
+        for part in field.split(","):
+            span, _, step = part.partition("/")
+            first, _, last = (f"{low}-{high}" if span == "*" else span).partition("-")
+            if int(first) <= value <= int(last or first) and (value - int(first)) % int(step or 1) == 0:
+                meant.add(value)
+    return meant
+
+
+@given(expressions(), st.datetimes(datetime.datetime(2024, 1, 1), datetime.datetime(2028, 12, 31)))
+def test_an_expression_means_what_crontab_5_says(text: str, when: datetime.datetime) -> None:
+    minute, hour, day, month, weekday = text.split()
+    by_day = when.day in expanded(day, 1, 31)
+    by_weekday = when.isoweekday() % 7 in {d % 7 for d in expanded(weekday, 0, 7)}
+    stars = day.startswith("*"), weekday.startswith("*")
+    expected = (
+        when.minute in expanded(minute, 0, 59)
+        and when.hour in expanded(hour, 0, 23)
+        and when.month in expanded(month, 1, 12)
+        and ((by_day and by_weekday) if any(stars) else (by_day or by_weekday))
+    )
+    assert parse_cron(text).matches(when) is expected
+
+
+@given(expressions())
+def test_what_is_written_is_read_back_the_same(text: str) -> None:
+    assert parse_cron(parse_cron(text).text) == parse_cron(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("* * * *", "has 4 fields"),
+        ("60 * * * *", "from 0 to 59"),
+        ("5/15 * * * *", "5-59/15"),
+        ("*/0 * * * *", "a step is from 1"),
+        ("0 0 30 2 *", "never comes"),
+        ("0 0 */2 * 1", "another to Kubernetes"),
+        ("@reboot", "no time that all schedulers know"),
+        ("0 0 5-1 * *", "ends before it begins"),
+        ("0 0 * foo *", "jan … dec"),
+    ],
+)
+def test_what_schedulers_would_understand_differently_or_not_at_all_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=r"\w") as refused:
+        parse_cron(text)
+    assert said in str(refused.value)
+
+
+def schedule(**other: Any) -> Schedule:
+    known: dict[str, Any] = {
+        "name": "night.ly", "summary": "50 % of $it", "cron": parse_cron("@daily"), "timezone": "UTC",
+        "program": "/opt/my tools/retina-run", "runbook": "/etc/retina run/night.ly.yaml",
+        "arguments": ("-e", "share=50%"), "folder": "/var/lib/retina-run-night-ly", "jitter_s": 90.0, "deadline_s": 1800.0,
+    }  # fmt: skip
+    return Schedule(**{**known, **other})
+
+
+def test_cron_gets_a_name_it_reads_and_no_bare_percent() -> None:
+    text = crontab(schedule())
+    assert "." not in schedule().unit
+    line = text.splitlines()[-1]
+    assert line.startswith("0 0 * * * root ")
+    assert "share=50\\%" in line
+    assert "--jitter 90s --deadline 1800s" in line
+
+
+def test_systemd_spreads_by_itself_and_takes_words_as_they_are() -> None:
+    text = systemd.service(schedule())
+    assert '"/opt/my tools/retina-run" run --quiet-ok --lock' in text
+    assert "share=50%%" in text
+    assert "--jitter" not in text
+    assert "Description=retina-run night.ly: 50 %% of $it" in text
+    assert "RandomizedDelaySec=90s" in systemd.timer(schedule())
+
+
+def test_a_cron_job_is_yaml_with_the_runbook_inside_and_rights_where_they_are_needed() -> None:
+    runbook = "name: x\nvars:\n  a: 'b # c'\n"
+    objects = cron_job(schedule(folder="/work"), runbook, [SELECTION], "ops", "example/retina-run:1", "")
+    read = [parse_document(t.encode(), "x").value for t in to_yaml(objects).split("---\n")[1:]]
+    assert read == objects
+    by_kind: dict[str, dict[str, Any]] = {o["kind"]: o for o in objects}
+    assert by_kind["ConfigMap"]["data"]["runbook.yaml"] == runbook
+    assert by_kind["Role"]["metadata"]["namespace"] == "shop"
+    assert by_kind["ClusterRole"]["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list"]}]
+    rights = [r for o in objects for r in o.get("rules", ())]
+    assert not any(
+        "*" in (*r["resources"], *r["verbs"], *r["apiGroups"]) or "secrets" in r["resources"] for r in rights
+    )
+    assert by_kind["CronJob"]["spec"]["concurrencyPolicy"] == "Forbid"
+
+
+def test_only_our_own_files_are_replaced_listed_or_removed(tmp_path: Path) -> None:
+    files = {f"{installed.CRON}/{schedule().unit}": crontab(schedule())}
+    theirs = tmp_path / installed.CRON / schedule().unit
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("0 0 * * * root /bin/true\n")
+    with pytest.raises(UsageError, match="not from `retina-run schedule`"):
+        installed.install(tmp_path, files, "")
+    assert installed.found(tmp_path) == ()
+    assert installed.remove(tmp_path, schedule().unit) == ()
+    assert theirs.read_text() == "0 0 * * * root /bin/true\n"
+    theirs.unlink()
+    for _ in range(2):
+        assert installed.install(tmp_path, files, "") == (theirs,)
+    (there,) = installed.found(tmp_path)
+    assert (there.kind, there.when) == ("cron", "0 0 * * *")
+    assert installed.remove(tmp_path, schedule().unit) == (theirs,)
+    assert list(theirs.parent.iterdir()) == []
+
+
+def test_a_day_of_the_month_or_of_the_week_is_two_events_of_systemd() -> None:
+    cron = parse_cron("30 3 1,15 * fri-7")
+    assert cron == Cron((30,), (3,), (1, 15), tuple(range(1, 13)), (0, 5, 6))
+    assert cron.on_calendar("UTC") == ("*-*-01,15 03:30:00 UTC", "Sun,Fri,Sat *-*-* 03:30:00 UTC")
