@@ -12,6 +12,7 @@ from retina_runner import schema, translate, variables
 from retina_runner.documents import Document, Path_, nearest, parse_document
 from retina_runner.documents import load_document as _load
 from retina_runner.errors import DocumentError, Problem
+from retina_runner.retention import Keep
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Runbook:
     variables: Mapping[str, Any]
     sha256: str
     document: Document
+    retention: Keep | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -168,7 +170,14 @@ def _build(document: Document, folder: Path, extra: Mapping[str, tuple[Any, str]
         variables=known,
         sha256=hashlib.sha256(document.text.encode()).hexdigest(),
         document=document,
+        retention=_retention(whole.get("retention")),
     )
+
+
+def _retention(given: Mapping[str, Any] | None) -> Keep | None:
+    if given is None:
+        return None
+    return Keep(given.get("runs"), given.get("days"), given.get("bytes"), tuple(given.get("pin", ())))
 
 
 def _list(value: Any, key: str) -> list[Any]:

@@ -24,6 +24,8 @@ VERBS = (
     "download",
     "cleanup",
     "schedule",
+    "prune",
+    "prune",
     "schema",
     "doctor",
     "version",
@@ -161,6 +163,14 @@ def parser() -> argparse.ArgumentParser:
     cleanup.add_argument(
         "--work-dir", metavar="DIR", help="where agents work on this machine, if not in the usual place"
     )
+
+    prune = verb("prune", "take away the runs that a runbook's `retention` doesn't keep", "prune")
+    prune.add_argument("runbook", metavar="RUNBOOK")
+    prune.add_argument("--runs", dest="folder", metavar="DIR", default="runs", help="where they are (default: runs)")
+    prune.add_argument("--check", action="store_true", help="say what would go and what stays, and why; delete nothing")
+    prune.add_argument("-q", "--quiet", action="store_true", help="print problems only")
+    prune.add_argument("-e", "--extra-vars", action="append", default=[], metavar="KEY=VALUE|@FILE",
+                       help="set variables of the runbook")  # fmt: skip
 
     schedule = verb(
         "schedule", "print or install what makes cron, systemd or Kubernetes carry a runbook out", "schedule"

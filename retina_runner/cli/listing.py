@@ -1,4 +1,4 @@
-"""`retina-run list`: the runs below a folder, newest first, with what became of them."""
+"""`retina-run list`: the runs below a folder, newest first: when, where, what became of them, and where the archives are."""
 
 from __future__ import annotations
 
@@ -6,28 +6,39 @@ import argparse
 import json
 from pathlib import Path
 
+from retina_runner import history
 from retina_runner.agent.context import worst
 from retina_runner.errors import Exit, UsageError
-from retina_runner.report import RunReport, fold
-from retina_runner.rundir import RunDirectory
+from retina_runner.report import RunReport
+from retina_runner.units import format_size
 
 
 def main(chosen: argparse.Namespace) -> int:
     folder = Path(chosen.folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such directory; runs are made in `runs` unless --output says otherwise")
-    reports = [(p.parent, fold(RunDirectory(p.parent).read_events())) for p in folder.glob("*/events.jsonl")]
-    reports.sort(key=lambda r: (r[1].started, r[1].run), reverse=True)
-    rows = [("RUN", "STATE", "NODES", "VERDICT", "T0")]
-    for path, report in reports:
+    rows = [("RUN", "STATE", "NODES", "VERDICT", "FINDINGS", "T0", "SIZE", "ARCHIVES")]
+    for entry in history.entries(folder):
+        report, past = entry.report, entry.past
         if chosen.json:
-            print(json.dumps({"run": report.run, "directory": str(path), "state": _state(report), "verdict": _verdict(report),
-                              "t0": report.t0, "exit_code": report.exit_code,
-                              "archives": [n.archive for n in report.nodes if n.archive]}))  # fmt: skip
+            print(json.dumps({"run": report.run, "runbook": report.runbook, "directory": str(entry.path), "state": _state(report),
+                              "verdict": _verdict(report), "t0": report.t0, "exit_code": report.exit_code,
+                              "size_bytes": past.size_bytes, "kept": past.guard, "findings": _findings(report),
+                              "archives": [n.archive for n in report.nodes if n.archive],
+                              "stored": _stored(report)}))  # fmt: skip
             continue
         collected = sum(1 for n in report.nodes if n.archive)
         rows.append(
-            (path.name, _state(report), f"{collected}/{len(report.nodes)}", _verdict(report), report.t0[:19] or "-")
+            (
+                entry.path.name,
+                _state(report),
+                f"{collected}/{len(report.nodes)}",
+                _verdict(report),
+                str(_findings(report) or "-"),
+                report.t0[:19] or "-",
+                format_size(past.size_bytes),
+                _where(entry),
+            )
         )
     if not chosen.json:
         widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
@@ -45,3 +56,19 @@ def _state(report: RunReport) -> str:
 def _verdict(report: RunReport) -> str:
     known = [n.verdict for n in report.nodes if n.verdict]
     return worst(known) if known else "-"
+
+
+def _findings(report: RunReport) -> int:
+    """What `expect` found, and what went wrong."""
+    return sum(1 for n in report.nodes if n.trouble) + sum(len(n.failed_collectors) for n in report.nodes)
+
+
+def _stored(report: RunReport) -> list[str]:
+    return [u.location for n in report.nodes for u in n.uploads if u.state == "stored"]
+
+
+def _where(entry: history.Entry) -> str:
+    if not any(n.archive for n in entry.report.nodes):
+        return "-"
+    targets = dict.fromkeys(u.target for n in entry.report.nodes for u in n.uploads if u.state == "stored")
+    return ", ".join([f"{entry.path}/archives", *targets])

@@ -15,7 +15,7 @@ from typing import Any
 
 from retina_runner import __version__, planning
 from retina_runner.bundle import AgentBundle
-from retina_runner.cli import unattended
+from retina_runner.cli import prune, unattended
 from retina_runner.cli.resolve import Links, Resolved, directory_of, resolve, work_directory_of
 from retina_runner.delivery import Delivery, as_record, open_places
 from retina_runner.errors import Exit, PreflightError, UsageError
@@ -149,7 +149,9 @@ def _run(resolved: Resolved, chosen: argparse.Namespace, delivery: Delivery, dea
     }  # fmt: skip
     named = Delivery(delivery.places, directory.name, delivery.keep)
     how = Conduct(directory, tuple(targets), links, terms, named, resolved.agent, deadline_s)
-    return conduct(how, begin, chosen)
+    status = conduct(how, begin, chosen)
+    prune.after_run(Path(chosen.output), resolved.runbook, quiet=chosen.quiet or chosen.quiet_ok or chosen.json)
+    return status
 
 
 @dataclass(frozen=True)
