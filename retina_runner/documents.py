@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 1 << 20
 MOST_VALUES = 100_000
 """After aliases are followed: a few lines of nested aliases can stand for billions of values."""
+MOST_INVENTORY_VALUES = 3_000_000
 MOST_DEPTH = 100
 
 Path_ = tuple[str | int, ...]
@@ -146,11 +147,7 @@ def parse_document(
         raise DocumentError([Problem(name, line, column, "", "not UTF-8 text", "save the file as UTF-8")]) from None
     lines = tuple(text.splitlines())
     try:
-        loader = yaml.SafeLoader(text)
-        try:
-            root = loader.get_single_node()
-        finally:
-            loader.dispose()
+        root = _composed(text, dialect)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
@@ -172,6 +169,24 @@ def parse_document(
     if document.problems and not with_problems:
         raise DocumentError(document.problems)
     return document
+
+
+def _composed(text: str, dialect: Dialect) -> yaml.Node | None:
+    """The node tree. Inventories may be of megabytes: libyaml reads them, ten times as fast, where it is there."""
+    import yaml
+
+    fast: Any = getattr(yaml, "CSafeLoader", None) if dialect is Dialect.ANSIBLE else None
+    for kind in (fast, yaml.SafeLoader) if fast else (yaml.SafeLoader,):
+        loader = kind(text)
+        try:
+            root: yaml.Node | None = loader.get_single_node()
+            return root
+        except yaml.YAMLError:
+            if kind is yaml.SafeLoader:
+                raise  # in PyYAML's own words, which the hints below know
+        finally:
+            loader.dispose()
+    raise AssertionError("unreachable")
 
 
 def _yaml_hint(lines: tuple[str, ...], line: int) -> str:
@@ -209,7 +224,8 @@ class _Reader:
         import yaml
 
         self._count += 1
-        if self._count > MOST_VALUES or len(path) > MOST_DEPTH:
+        most = MOST_VALUES if self._dialect is Dialect.STRICT else MOST_INVENTORY_VALUES
+        if self._count > most or len(path) > MOST_DEPTH:
             self._problem(node, path, "too many or too deeply nested values (aliases count each time)")
             raise DocumentError(self._problems)
         self._places[path] = (node.start_mark.line + 1, node.start_mark.column + 1)
@@ -247,7 +263,7 @@ class _Reader:
                 continue
             key = key_node.value
             here = (*path, key)
-            if key_node.style is None and self._dialect is Dialect.STRICT and _BOOLEAN_11.match(key):
+            if not key_node.style and self._dialect is Dialect.STRICT and _BOOLEAN_11.match(key):
                 self._problem(
                     key_node, path, f"the key {key} is a boolean in YAML 1.1 and text in 1.2", f'write "{key}"'
                 )
@@ -267,12 +283,12 @@ class _Reader:
         tag = node.tag
         if tag == "!vault" and self._dialect is Dialect.ANSIBLE:
             return VaultText(text)
-        if tag in ("!unsafe", "tag:yaml.org,2002:str", "!") and (node.style is not None or tag == "!unsafe"):
+        if tag in ("!unsafe", "tag:yaml.org,2002:str", "!") and (node.style or tag == "!unsafe"):
             return text
         if tag.startswith("!") or tag.startswith("tag:yaml.org,2002:python"):
             self._problem(node, path, f"the tag {_shown_tag(tag)} isn't known here", "leave it out")
             return None
-        if node.style is not None:
+        if node.style:  # libyaml's plain style is empty, PyYAML's None
             return text
         if text in ("", "~", "null", "Null", "NULL"):
             return None

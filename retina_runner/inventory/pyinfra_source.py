@@ -7,20 +7,29 @@ it can reach can be named here in the same words.
 from __future__ import annotations
 
 import ast
+import json
+import os
 import runpy
+import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from retina_runner.agent import process
 from retina_runner.documents import nearest
 from retina_runner.errors import DocumentError, Problem
 from retina_runner.inventory.model import ALL, Inventory, Setting, Settings
 
+LIMIT_S = 120.0
+"""For what a connector asks: `vagrant status` alone takes seconds."""
 
-def read_words(word: str, inventory: Inventory) -> None:
-    """Hosts of one `@connector` or `@connector/argument`. Raises DocumentError."""
-    _add(word, {}, [ALL], word, inventory)
+
+def read_words(words: Sequence[str], inventory: Inventory) -> None:
+    """Hosts of `@connector` or `@connector/argument`, asked all at once. Raises DocumentError."""
+    asked = _ask(list(words), ",".join(words))
+    for word in words:
+        _add(word, {}, [ALL], inventory, asked)
 
 
 def read_file(path: Path, inventory: Inventory) -> None:
@@ -38,18 +47,24 @@ def read_file(path: Path, inventory: Inventory) -> None:
     for group in named:
         # group_data/ is the narrower word, as for Ansible's group_vars/.
         inventory.group(group).file_settings.update(data_of.get(group, {}))
+    words = dict.fromkeys(n for hosts, _ in groups.values() for n in map(_name, hosts) if n.startswith("@"))
+    asked = _ask(list(words), str(path))
     for group, (hosts, data) in groups.items():
         origin = f"{path}:{places.get(group, 1)}:1"
         inventory.group(group).settings.update({k: Setting(v, origin) for k, v in data.items()})
         for host in hosts:
-            name, own = host if isinstance(host, tuple) else (host, {})
-            _add(str(name), {k: Setting(v, origin) for k, v in own.items()}, [group, path.stem], origin, inventory)
+            own = host[1] if isinstance(host, tuple) else {}
+            _add(_name(host), {k: Setting(v, origin) for k, v in own.items()}, [group, path.stem], inventory, asked)
 
 
 def _is_host(value: Any) -> bool:
     return isinstance(value, str) or (
         isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict)
     )
+
+
+def _name(host: Any) -> str:
+    return str(host[0] if isinstance(host, tuple) else host)
 
 
 def _split(value: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -87,42 +102,38 @@ def _places(path: Path) -> dict[str, int]:
     return found
 
 
-def _add(name: str, own: Settings, groups: list[str], origin: str, inventory: Inventory) -> None:
+_Asked = Mapping[str, Mapping[str, Any]]
+
+
+def _add(name: str, own: Settings, groups: list[str], inventory: Inventory, asked: _Asked) -> None:
     """One host, or the hosts that a connector makes of its word; the host's own data is the last word, as in pyinfra."""
-    names: list[tuple[str, Mapping[str, Any], list[str]]] = [(name, {}, [])]
-    connector = ""
-    if name.startswith("@"):
-        connector, _, argument = name[1:].partition("/")
-        names = _asked(connector, argument, origin)
-    for host, data, more in names:
-        reached = _execution(host, connector)
+    answer = asked.get(name, {"hosts": [(name, {}, [])], "reached_by": "ssh"})
+    for host, data, more in answer["hosts"]:
         said = {k: Setting(v, f"pyinfra's {name}") for k, v in data.items() if v is not None}
-        if reached != "ssh":
-            said["retina_connector"] = Setting(reached, f"pyinfra's {name}")
+        if answer["reached_by"] != "ssh":
+            said["retina_connector"] = Setting(answer["reached_by"], f"pyinfra's {name}")
         for group in [*groups, *more]:
             inventory.add_host(host, group, {**said, **own})
 
 
-def _execution(host: str, connector: str) -> str:
-    from pyinfra.api import connectors
-
-    asked: Any = connectors.get_execution_connectors
-    return connector if connector in asked() else "ssh"
-
-
-def _asked(connector: str, argument: str, origin: str) -> list[tuple[str, Mapping[str, Any], list[str]]]:
-    from pyinfra.api import connectors
-    from pyinfra.api.exceptions import PyinfraError
-
-    asked: Any = connectors
-    known = asked.get_all_connectors()
-    if connector not in known:
-        hint = nearest(connector, sorted(known))
-        raise DocumentError([Problem(origin, 0, 0, "", f"pyinfra has no connector @{connector}", hint)])
-    try:
-        found = [(n, d, list(g)) for n, d, g in known[connector].make_names_data(argument or None)]
-    except (PyinfraError, OSError, ValueError, TypeError) as error:
-        hint = f"try: pyinfra @{connector} fact server.Hostname"
-        hint = f"try: pyinfra @{connector} fact server.Hostname"
-        raise DocumentError([Problem(origin, 0, 0, "", f"@{connector}: {error}", hint)]) from None
-    return found
+def _ask(words: list[str], origin: str) -> _Asked:
+    """What pyinfra makes of each `@word`. Raises DocumentError."""
+    if not words:
+        return {}
+    argv = [sys.executable, "-m", "retina_runner.inventory.pyinfra_connectors", *words]
+    # With the user's own environment: terraform and vagrant are the user's programs.
+    outcome = process.run(argv, limit_s=LIMIT_S, env=os.environ)
+    if not outcome.ok:
+        raise DocumentError([Problem(origin, 0, 0, "", f"{' '.join(words)}: pyinfra: {outcome.why()}")])
+    answers: _Asked = json.loads(outcome.stdout.splitlines()[-1])
+    problems = []
+    for word, answer in answers.items():
+        if "unknown" in answer:
+            hint = nearest(answer["unknown"], answer["known"])
+            problems.append(Problem(origin, 0, 0, "", f"pyinfra has no connector @{answer['unknown']}", hint))
+        elif "why" in answer:
+            hint = f"try: pyinfra {word} fact server.Hostname"
+            problems.append(Problem(origin, 0, 0, "", f"{word}: {answer['why']}", hint))
+    if problems:
+        raise DocumentError(problems)
+    return answers

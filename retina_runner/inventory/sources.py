@@ -52,12 +52,12 @@ def _whole(name: str, message: str, hint: str = "") -> Problem:
 
 
 def _source(word: str, inventory: Inventory, folders: dict[Path, None]) -> None:
-    if word.startswith("@"):
+    if "," in word:
+        _listed(word, inventory)
+    elif word.startswith("@"):
         from retina_runner.inventory.pyinfra_source import read_words
 
-        read_words(word, inventory)
-    elif "," in word:
-        _listed(word, inventory)
+        read_words([word], inventory)
     else:
         path = Path(word).expanduser()
         if path.is_dir():
@@ -73,14 +73,13 @@ def _source(word: str, inventory: Inventory, folders: dict[Path, None]) -> None:
 
 def _listed(word: str, inventory: Inventory) -> None:
     """`host1,user@host2:2222,`: a comma makes a list of hosts of any word."""
-    problems = []
+    problems: list[Problem] = []
+    connectors: list[str] = []
     for number, part in enumerate(p.strip() for p in word.split(",")):
         if not part:
             continue
         if part.startswith("@"):
-            from retina_runner.inventory.pyinfra_source import read_words
-
-            read_words(part, inventory)
+            connectors.append(part)
             continue
         user, _, rest = part.rpartition("@")
         origin = f"word {number + 1} of {word}"
@@ -94,6 +93,10 @@ def _listed(word: str, inventory: Inventory) -> None:
             said["ansible_port"] = Setting(port, origin)
         for name in names:
             inventory.add_host(name, ALL, said)
+    if connectors:
+        from retina_runner.inventory.pyinfra_source import read_words
+
+        read_words(connectors, inventory)
     if problems:
         raise DocumentError(problems)
 

@@ -22,7 +22,8 @@ HOMES = {
     "azure": {"uploads/azure_blob.py"},
     "boto3": {"uploads/s3.py"},
     "botocore": {"uploads/s3.py"},
-    "pyinfra": {"inventory/pyinfra_source.py"},
+    "pyinfra": {"inventory/pyinfra_connectors.py"},
+    "gevent": {"inventory/pyinfra_connectors.py"},
 }
 """Each third-party library has one home, so that replacing it is one module's work."""
 OPTIONAL = {"isal": {"agent/archive.py"}, "bcc": {"agent/ebpf/worker.py"}}

@@ -82,7 +82,7 @@ def made(number: int, folder: Path) -> Path:
 
 def test_every_option_is_what_openssh_makes_of_it(tmp_path: Path) -> None:
     wrong = []
-    for number, host in itertools.product(range(60), HOSTS):
+    for number, host in itertools.product(range(30), HOSTS):
         path = made(number, tmp_path)
         theirs = of_openssh(path, host)
         ours = ssh_config.load((str(path),)).lookup(host)
