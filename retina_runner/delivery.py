@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retina_runner.executors import LinkRefused
 from retina_runner.secrets import redact
-from retina_runner.uploads import SINGLE_MOST_BYTES, NotStored, Parcel, Target
+from retina_runner.uploads import SINGLE_MOST_BYTES, Forgotten, NotStored, Parcel, Target
 from retina_runner.uploads.opening import open_target
 
 GRANT_SLACK_S = 600.0
@@ -91,7 +92,7 @@ class Delivery:
                     yield {**told, "state": "stored", "location": done[number]}
                     with self._lock:
                         self._parcels.append((place.target, parcel))
-                except NotStored as why:
+                except (NotStored, LinkRefused) as why:
                     yield {
                         "event": "warning",
                         "why": f"the node can't store at {place.describe()}, the runner does: {why}",
@@ -100,22 +101,29 @@ class Delivery:
             self._by_node[identifier] = done
 
     def _granted(self, target: Target, parcel: Parcel, directory: str, call: Call) -> str:
+        """Let the node store it, with as many grants as it takes; the location. Raises NotStored."""
         life_s = GRANT_SLACK_S + parcel.size_bytes / LEAST_RATE_BYTES_S
-        answer: dict[str, Any] = {}
-        for _ in range(GRANTS_MOST):
+        afresh = False
+        for last in (False,) * (GRANTS_MOST - 1) + (True,):
             grant = target.grant(parcel, life_s)
             if grant is None:
                 raise NotStored("this credential can't be narrowed to one archive, and isn't given to nodes")
+            document = {**grant.document, **({"afresh": True} if afresh else {})}
             answer = call(
                 "upload", directory, "--name", parcel.path.name, "--deadline", str(life_s - 60),
-                stdin=json.dumps(grant.document).encode(), limit_s=life_s,
+                stdin=json.dumps(document).encode(), limit_s=life_s,
             )  # fmt: skip
-            if answer.get("ok") or not answer.get("fresh"):
-                break
-        taken = answer.get("code") in ("BlobAlreadyExists", "PreconditionFailed", "412")
-        if not answer.get("ok") and not taken:
-            raise NotStored(redact(f"{answer.get('code')}: {answer.get('message')}"))
-        return target.confirm(parcel, answer)
+            if answer["state"] == "expired" and not last:
+                continue
+            if not answer["ok"]:
+                raise NotStored(redact(f"{answer['state']}: {answer['why']}"))
+            try:
+                return target.confirm(parcel, answer)
+            except Forgotten:  # parts that it had confirmed: all of them once more
+                if afresh or last:
+                    raise
+                afresh = True
+        raise AssertionError("the last grant returns or raises")
 
     def begin_with(self, identifier: str, stored: Collection[str]) -> None:
         """What of an archive is stored already, by `describe` of its places: an earlier runner's work."""

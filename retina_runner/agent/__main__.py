@@ -189,13 +189,21 @@ def _fetch(chosen: argparse.Namespace) -> int:
 
 
 def _upload(chosen: argparse.Namespace) -> int:
-    from retina_runner.agent.upload import upload
+    from retina_runner.agent.supervisor import PR_SET_PDEATHSIG, prctl
+    from retina_runner.agent.upload import GrantError, upload
     from retina_runner.agent.workspace import Workspace
 
+    # It goes when its connection goes: what the store has confirmed is remembered, and the next call continues.
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     archive = Workspace(chosen.directory).archive / chosen.name
     if os.sep in chosen.name or not archive.is_file():
         return _refuse(f"no archive {chosen.name} in {archive.parent}")
-    _say(upload(archive, json.loads(sys.stdin.buffer.read()), chosen.deadline))
+    try:
+        _say(upload(archive, json.loads(sys.stdin.buffer.read()), chosen.deadline))
+    except GrantError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"{error.filename or archive}: {error.strerror}")
     return 0
 
 

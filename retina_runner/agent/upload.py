@@ -1,8 +1,12 @@
-"""One archive from the node straight to a store, by a grant: signed URLs, nothing else. Standard library only.
+"""A node stores its archive itself: one grant, one object, blocks that are each confirmed by their MD5, and a memory.
 
-Blocks that the store has taken are remembered in a file beside the archive (no signature in it), so that a broken
-connection, a restarted agent or an expired grant costs what was under way only. A store that has forgotten blocks it had
-taken gets all of them again, once. Sources: Put Block and Put Block List (Azure Blob REST), UploadPart (S3 API).
+The grant (JSON on stdin) holds signed URLs for this one object, and nothing else that opens anything. Which blocks the
+store has confirmed is written beside the archive, without a URL: another grant continues where this one ended. What is
+sent is hashed again on the way, and only committed when it is the archive that the grant speaks of.
+
+    azure      {"url", "headers", "version", "block_bytes", "single_most_bytes"}   Put Blob, or Put Block and Put Block List
+    s3         {"url", "headers"}                                                  one presigned PUT
+    s3-parts   {"parts": [url, ...], "block_bytes", "upload"}                      presigned UploadParts; the runner completes
 """
 
 from __future__ import annotations
@@ -10,282 +14,252 @@ from __future__ import annotations
 import base64
 import fcntl
 import hashlib
-import http.client
 import json
 import os
-import random
-import re
-import ssl
-import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional
 from urllib.parse import quote, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
-FORGOTTEN = ("InvalidBlockList", "InvalidPart", "NoSuchUpload")
+from retina_runner.agent.web import Answered, Body, BodyError, Unreachable, Untrusted, Web
+from retina_runner.agent.workspace import write_whole
+
 PIECE_BYTES = 1 << 18
-ANSWER_BYTES = 1 << 16
-TIMEOUT_S = 60.0
-MOST_PAUSE_S = 30.0
+FORGOTTEN = frozenset({"InvalidBlockList", "InvalidBlockId", "NoSuchUpload", "InvalidPart"})
+TAKEN = frozenset({"BlobAlreadyExists", "PreconditionFailed", "UnauthorizedBlobOverwrite"})
+KINDS = ("azure", "s3", "s3-parts")
 
 
-class Refused(Exception):
-    """The store says no, and will again. `status` is HTTP's, 0 for none; `code` and `message` hold no signature."""
-
-    def __init__(self, status: int, code: str, message: str):
-        super().__init__(f"{code or status}: {message}")
-        self.status, self.code, self.message = status, code, message
+class GrantError(Exception):
+    """The grant isn't one; the text says what it lacks, not what it holds."""
 
 
-class GaveUp(Exception):
-    """No success in the time there was; trying again later may help."""
+class _NotTheArchive(Exception):
+    """What lies on the node isn't what the runner knows about."""
 
 
-def upload(archive: Path, grant: Mapping[str, Any], deadline_s: float) -> Dict[str, Any]:
-    """Store the archive. Returns what happened: ok, and size, blocks, skipped, retries; or code, message, `fresh`.
+def upload(path: Path, grant: Mapping[str, Any], deadline_s: float) -> Dict[str, Any]:
+    """Store the archive with this grant, giving up after about `deadline_s`. `state` of the answer says what comes next:
 
-    `fresh`: the grant has expired; with a new one it goes on where it was. Never raises for what a store does.
+    stored (or, for s3-parts, all parts are there: `parts` has their ETags), exists (something is under that name; the
+    runner compares), expired (401 or 403: a fresh grant continues), forgotten (the store has lost what it confirmed, a
+    second time: begin anew), unreachable (this node never got through), later (it did, and gave up), refused (no retry
+    helps). Raises GrantError, OSError.
     """
-    state = archive.with_name(archive.name + ".upload")
-    lock = os.open(str(archive.with_name(archive.name + ".upload.lock")), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if grant.get("kind") == "there":
+        return {"ok": True, "state": "exists", "why": "it was there", "size_bytes": path.stat().st_size}
+    if grant.get("kind") not in KINDS:
+        raise GrantError(f"a grant of kind {grant.get('kind')!r}; this agent knows {', '.join(KINDS)}")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one that a lost connection left behind may still be at it
-        sender = _Sender(grant.get("ca_file") or None, time.monotonic() + deadline_s)
+        errand = _Errand(path, grant, deadline_s)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise GrantError(
+            f"the grant lacks {error}" if isinstance(error, KeyError) else "the grant is malformed"
+        ) from None
+    with _Alone(errand.memory.with_suffix(".lock")):
+        return errand.run()
+
+
+class _Errand:
+    def __init__(self, path: Path, grant: Mapping[str, Any], deadline_s: float):
+        self.path, self.grant, self.kind = path, grant, str(grant["kind"])
+        self.size = path.stat().st_size
+        first = str(grant["parts"][0] if self.kind == "s3-parts" else grant["url"])
+        where = urlsplit(first)
+        self.block = int(grant.get("block_bytes") or 0) or (8 << 20)
+        self.single = self.kind == "s3" or (
+            self.kind == "azure" and self.size <= int(grant.get("single_most_bytes", 32 << 20))
+        )
+        if self.kind == "s3-parts" and len(grant["parts"]) != -(-self.size // self.block):
+            raise ValueError("parts")
+        # Blocks of another object, size or upload are of no use.
+        self.identity = [
+            self.kind, where.netloc, where.path, self.size, self.block, str(grant.get("upload", "")),
+            str(grant.get("sha256", "")),
+        ]  # fmt: skip
+        tag = hashlib.sha256(f"{where.netloc}{where.path}".encode()).hexdigest()[:12]
+        self.memory = path.parent.parent / f"upload-{tag}.json"
+        self.web = Web(str(grant.get("ca_pem") or ""), give_up_at=time.monotonic() + deadline_s)
+        self.buffer = bytearray(PIECE_BYTES)
+        self.skipped = self.sent = 0
+
+    def run(self) -> Dict[str, Any]:
+        begun = time.monotonic()
         try:
-            for last in (False, True):
-                try:
-                    return {**_store(archive, grant, sender, state), "ok": True, "retries": sender.retries}
-                except Refused as no:
-                    if last or no.code not in FORGOTTEN:
-                        raise
-                    _forget(state)
+            answer = self._single() if self.single else self._blocks()
+        except Answered as refusal:
+            answer = self._told(refusal)
+        except Untrusted as error:
+            answer = {"state": "refused", "why": f"certificate: {error}"}
+        except Unreachable as error:
+            answer = {"state": "later" if self.web.reached else "unreachable", "why": str(error)}
+        except (_NotTheArchive, BodyError) as error:
+            answer = {"state": "refused", "why": str(error)}
         finally:
-            sender.close()
-        raise AssertionError("unreachable")
-    except Refused as no:
-        return {"ok": False, "code": no.code or str(no.status), "message": no.message, "fresh": no.status in (401, 403)}
-    except (GaveUp, OSError) as error:
-        return {"ok": False, "code": type(error).__name__, "message": scrub(error), "fresh": False, "later": True}
-    finally:
-        os.close(lock)
-
-
-def scrub(text: object) -> str:
-    """A message without any query of a URL, where signatures stand, and without user information."""
-    cleaned = re.sub(r"\?[^\s\"'<>]*", "?****", str(text))
-    return re.sub(r"//[^/\s@]+@", "//****@", cleaned)[:300]
-
-
-def _store(archive: Path, grant: Mapping[str, Any], sender: "_Sender", state: Path) -> Dict[str, Any]:
-    size = archive.stat().st_size
-    kind = grant["kind"]
-    if kind == "there":
-        return {"how": "it was there", "size_bytes": size}
-    if kind == "s3" or (kind == "azure" and size <= int(grant["single_most_bytes"])):
-        return _whole(archive, grant, sender, size)
-    return _in_blocks(archive, grant, sender, state, size)
-
-
-def _whole(archive: Path, grant: Mapping[str, Any], sender: "_Sender", size: int) -> Dict[str, Any]:
-    digest = _md5()
-    for piece in _pieces(archive, 0, size):
-        digest.update(piece)
-    headers = {"Content-Length": str(size), "Content-MD5": _text(digest.digest()), **grant.get("headers", {})}
-    if grant["kind"] == "azure":
-        headers.update({"x-ms-blob-type": "BlockBlob", "x-ms-version": grant["version"], "If-None-Match": "*",
-                        "Content-Type": "application/gzip"})  # fmt: skip
-    sender.send("PUT", grant["url"], lambda: _pieces(archive, 0, size), headers)
-    return {"how": "one request", "size_bytes": size, "md5": digest.hexdigest()}
-
-
-def _in_blocks(archive: Path, grant: Mapping[str, Any], sender: "_Sender", state: Path, size: int) -> Dict[str, Any]:
-    azure = grant["kind"] == "azure"
-    length = int(grant["block_bytes"])
-    mine = [size, grant["sha256"], length, grant.get("upload") or urlsplit(grant["url"]).path]
-    done = _remembered(state, mine)
-    whole, names, tags, skipped = _md5(), [], [], 0
-    for number, offset in enumerate(range(0, size, length)):
-        count, digest = min(length, size - offset), _md5()
-        for piece in _pieces(archive, offset, count):
-            digest.update(piece)
-            whole.update(piece)
-        name = _text(f"{number:06d}-{digest.hexdigest()}".encode())  # all of one length, as Put Block wants it
-        names.append(name)
-        known = done.get(str(number))
-        if known and known[0] == name:
-            tags.append(known[1])
-            skipped += 1
-            continue
-        headers = {"Content-Length": str(count), "Content-MD5": _text(digest.digest())}
-        if azure:
-            headers["x-ms-version"] = grant["version"]
-            url = f"{grant['url']}&comp=block&blockid={quote(name, safe='')}"
-        else:
-            url = grant["parts"][number]
-        answer = sender.send("PUT", url, lambda o=offset, c=count: _pieces(archive, o, c), headers)  # type: ignore[misc]
-        tags.append(answer.get("etag", ""))
-        done[str(number)] = [name, tags[-1]]
-        _remember(state, mine, done)
-    told: Dict[str, Any] = {
-        "how": "blocks",
-        "size_bytes": size,
-        "blocks": len(names),
-        "skipped": skipped,
-        "md5": whole.hexdigest(),
-    }
-    if azure:
-        listed = "".join(f"<Latest>{name}</Latest>" for name in names)
-        body = f'<?xml version="1.0" encoding="utf-8"?><BlockList>{listed}</BlockList>'.encode()
-        headers = {
-            "Content-Length": str(len(body)), "x-ms-version": grant["version"], "If-None-Match": "*",
-            "x-ms-blob-content-md5": _text(whole.digest()), "x-ms-blob-content-type": "application/gzip",
-            **grant.get("headers", {}),
+            self.web.close()
+        answer["ok"] = answer["state"] in ("stored", "exists")
+        return {
+            **answer, "size_bytes": self.size, "blocks_sent": self.sent, "blocks_skipped": self.skipped,
+            "repeats": self.web.repeats, "seconds": round(time.monotonic() - begun, 3),
         }  # fmt: skip
-        sender.send("PUT", grant["url"] + "&comp=blocklist", lambda: [body], headers)
-        _forget(state)
-    else:
-        told.update(parts=tags, upload=grant["upload"])  # the runner completes it: that takes a credential
-    return told
+
+    def _told(self, refusal: Answered) -> Dict[str, Any]:
+        why = f"{refusal.status} {refusal.code} {refusal.message}".replace("  ", " ").strip()
+        if refusal.status == 412 or refusal.code in TAKEN:
+            state = "exists"
+        elif refusal.status in (401, 403) or refusal.code == "ExpiredToken":
+            state = "expired"
+        elif refusal.code in FORGOTTEN:
+            state = "forgotten"
+        elif refusal.status in (408, 429) or refusal.status >= 500:
+            state = "later"
+        else:
+            state = "refused"
+        return {"state": state, "why": why, "status": refusal.status, "code": refusal.code}
+
+    # -- one request -------------------------------------------------------------------------------------------------
+
+    def _single(self) -> Dict[str, Any]:
+        md5, sha = _md5(), hashlib.sha256()
+        for piece in self._pieces(0, self.size):
+            md5.update(piece)
+            sha.update(piece)
+        self._must_be(sha.hexdigest())
+        headers = {"Content-Length": str(self.size), "Content-MD5": _base64(md5.digest())}
+        if self.kind == "azure":
+            headers.update({
+                "x-ms-version": str(self.grant["version"]), "x-ms-blob-type": "BlockBlob",
+                "Content-Type": "application/gzip", "If-None-Match": "*",
+            })  # fmt: skip
+        headers.update(self._given_headers())
+        self.web.send("PUT", str(self.grant["url"]), lambda: self._pieces(0, self.size), headers)
+        self.sent = 1
+        return {"state": "stored", "md5": md5.hexdigest()}
+
+    # -- many ----------------------------------------------------------------------------------------------------------
+
+    def _blocks(self, afresh: bool = False) -> Dict[str, Any]:
+        done = {} if afresh or self.grant.get("afresh") else self._remembered()
+        whole, sha = _md5(), hashlib.sha256()
+        ids: List[str] = []
+        tags: List[str] = []
+        for number, offset in enumerate(range(0, self.size, self.block)):
+            length = min(self.block, self.size - offset)
+            md5 = _md5()
+            for piece in self._pieces(offset, length):
+                md5.update(piece)
+                whole.update(piece)
+                sha.update(piece)
+            ids.append(_base64(f"{number:06d}-{md5.hexdigest()}".encode()))  # Azure: all of one length
+            known = done.get(str(number))
+            if known is not None and known["block"] == ids[-1]:
+                self.skipped += 1
+                tags.append(known["etag"])
+                continue
+            answer = self._send_block(number, ids[-1], offset, length, md5.digest())
+            self.sent += 1
+            tags.append(answer.get("etag", ""))
+            done[str(number)] = {"block": ids[-1], "etag": tags[-1]}
+            write_whole(self.memory, {"of": self.identity, "done": done})
+        self._must_be(sha.hexdigest())
+        if self.kind == "s3-parts":
+            return {"state": "stored", "parts": tags, "upload": self.grant["upload"], "md5": whole.hexdigest()}
+        try:
+            self._commit(ids, whole.digest())
+        except Answered as refusal:
+            if refusal.code not in FORGOTTEN or afresh:
+                raise
+            # The store has lost blocks that it had confirmed (a crash, or their week is over): once more, all of them.
+            self.memory.unlink()
+            return self._blocks(afresh=True)
+        self.memory.unlink()
+        return {"state": "stored", "md5": whole.hexdigest()}
+
+    def _send_block(self, number: int, block: str, offset: int, length: int, digest: bytes) -> Mapping[str, str]:
+        headers = {"Content-Length": str(length), "Content-MD5": _base64(digest)}
+        if self.kind == "azure":
+            headers["x-ms-version"] = str(self.grant["version"])
+            url = f"{self.grant['url']}&comp=block&blockid={quote(block, safe='')}"
+        else:
+            url = str(self.grant["parts"][number])
+        return self.web.send("PUT", url, lambda: self._pieces(offset, length), headers).headers
+
+    def _commit(self, ids: List[str], digest: bytes) -> None:
+        listed = "".join(f"<Latest>{block}</Latest>" for block in ids)
+        xml = f'<?xml version="1.0" encoding="utf-8"?><BlockList>{listed}</BlockList>'.encode()
+        headers = {
+            "Content-Length": str(len(xml)), "Content-Type": "application/xml", "If-None-Match": "*",
+            "x-ms-version": str(self.grant["version"]), "x-ms-blob-content-md5": _base64(digest),
+            "x-ms-blob-content-type": "application/gzip", **self._given_headers(),
+        }  # fmt: skip
+        self.web.send("PUT", f"{self.grant['url']}&comp=blocklist", lambda: [xml], headers)
+
+    def _remembered(self) -> Dict[str, Dict[str, str]]:
+        try:
+            known = json.loads(self.memory.read_bytes())
+            return dict(known["done"]) if known["of"] == self.identity else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    # -- the file ------------------------------------------------------------------------------------------------------
+
+    def _given_headers(self) -> Dict[str, str]:
+        return {str(k): str(v) for k, v in dict(self.grant.get("headers") or {}).items()}
+
+    def _must_be(self, sha256: str) -> None:
+        wanted = str(self.grant.get("sha256") or "")
+        if wanted and sha256 != wanted:
+            raise _NotTheArchive(f"{self.path.name} on the node has another sha256 than when it was finished")
+
+    def _pieces(self, offset: int, length: int) -> Body:
+        """Views of one buffer: each is only good until the next."""
+        view = memoryview(self.buffer)
+        try:
+            with open(str(self.path), "rb", buffering=0) as file:
+                file.seek(offset)
+                while length:
+                    got = file.readinto(view[: min(len(view), length)])
+                    if not got:
+                        raise BodyError(f"{self.path.name} became shorter while it was sent")
+                    yield view[:got]
+                    length -= got
+        except BodyError:
+            raise
+        except OSError as error:
+            raise BodyError(f"{self.path}: {error.strerror}") from error
 
 
-def _remembered(state: Path, mine: List[Any]) -> Dict[str, List[str]]:
-    try:
-        found = json.loads(state.read_bytes())
-        return dict(found["done"]) if found["of"] == mine else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+class _Alone:
+    """One errand for an object at a time: a connection that broke may have left its upload running."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._descriptor: Optional[int] = None
+
+    def __enter__(self) -> None:
+        self._descriptor = os.open(str(self._path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        assert self._descriptor is not None
+        os.close(self._descriptor)
 
 
-def _remember(state: Path, mine: List[Any], done: Mapping[str, List[str]]) -> None:
-    from retina_runner.agent.workspace import write_whole
-
-    try:
-        write_whole(state, {"of": mine, "done": done})
-    except OSError:
-        pass  # a full disk: the upload goes on, and a break would cost more
-
-
-def _forget(state: Path) -> None:
-    try:
-        state.unlink()
-    except FileNotFoundError:
-        pass
-
-
-def _pieces(path: Path, offset: int, count: int) -> Iterator[memoryview]:
-    view = memoryview(bytearray(min(PIECE_BYTES, max(count, 1))))
-    with open(str(path), "rb", buffering=0) as file:
-        file.seek(offset)
-        while count:
-            got = file.readinto(view[: min(len(view), count)])
-            if not got:
-                raise Refused(0, "FileShrank", "the archive became shorter while it was sent")
-            yield view[:got]
-            count -= got
+def reach(places: List[Mapping[str, Any]], each_s: float = 5.0) -> List[Dict[str, Any]]:
+    """Which of these origins (`url`, perhaps `ca_pem`) this node gets through to; nothing but a handshake is sent."""
+    answers: List[Dict[str, Any]] = []
+    for place in places:
+        try:
+            Web(str(place.get("ca_pem") or ""), timeout_s=each_s).reach(str(place["url"]))
+            answers.append({"ok": True})
+        except (Unreachable, Untrusted) as error:
+            answers.append({"ok": False, "why": str(error)})
+    return answers
 
 
 def _md5() -> Any:
-    return hashlib.md5(usedforsecurity=False)  # a check sum here; FIPS hosts refuse it otherwise
+    return hashlib.md5(usedforsecurity=False)  # a FIPS kernel refuses it otherwise
 
 
-def _text(data: bytes) -> str:
+def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-class _Sender:
-    """Requests over one kept connection, each repeated while that may help. Proxies of the environment are honoured."""
-
-    def __init__(self, ca_file: Optional[str], stop_at: float):
-        self._context = ssl.create_default_context(cafile=ca_file)
-        self._stop_at = stop_at
-        self._connection: Optional[http.client.HTTPConnection] = None
-        self._at: Tuple[str, str] = ("", "")
-        self.retries = 0
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def send(
-        self, method: str, url: str, body: Callable[[], Iterable[Any]], headers: Mapping[str, str]
-    ) -> Dict[str, str]:
-        """The answer's headers, in lower case. Raises Refused, GaveUp."""
-        pause = 0.5
-        while True:
-            after = ""
-            try:
-                status, answer, text = self._once(method, url, body(), headers)
-            except (OSError, http.client.HTTPException) as error:
-                self.close()
-                if isinstance(error, (ssl.SSLCertVerificationError, http.client.InvalidURL)):
-                    raise Refused(0, type(error).__name__, scrub(error)) from None
-                why = f"{type(error).__name__}: {scrub(error)}"
-            else:
-                if status < 300:
-                    return answer
-                found = re.search(r"<Code>([^<]+)", text)
-                code = answer.get("x-ms-error-code") or (found[1] if found else "")
-                said = re.search(r"<Message>([^<]+)", text)
-                message = scrub((said[1] if said else http.client.responses.get(status, "")).split("\n")[0])
-                if status not in AGAIN or code in ("FeatureNotSupported", "BlobAlreadyExists"):
-                    raise Refused(status, code, message)
-                why, after = f"{status} {code} {message}", answer.get("retry-after", "")
-            wait = min(MOST_PAUSE_S, float(after) if after.isdigit() else pause * random.uniform(0.7, 1.3))
-            if time.monotonic() + wait > self._stop_at:
-                raise GaveUp(why)
-            sys.stderr.write(f"again in {wait:.1f} s after {why}\n")
-            self.retries += 1
-            time.sleep(wait)
-            pause = min(MOST_PAUSE_S, pause * 2)
-
-    def _once(
-        self, method: str, url: str, body: Iterable[Any], headers: Mapping[str, str]
-    ) -> Tuple[int, Dict[str, str], str]:
-        parts = urlsplit(url)
-        connection = self._open(parts.scheme, parts.netloc)
-        path = parts.path + (f"?{parts.query}" if parts.query else "")
-        target = path if parts.scheme == "https" or not self._proxied else f"{parts.scheme}://{parts.netloc}{path}"
-        connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
-        connection.putheader("Host", parts.netloc.rpartition("@")[2])
-        for name, value in headers.items():
-            connection.putheader(name, value)
-        connection.endheaders()
-        broken: Optional[OSError] = None
-        try:
-            for piece in body:
-                connection.send(piece)
-        except OSError as error:
-            broken = error  # the store may have answered, a 403 say, without waiting for the rest
-        try:
-            response = connection.getresponse()
-            text = response.read(ANSWER_BYTES).decode("utf-8", "replace")
-        except (OSError, http.client.HTTPException):
-            self.close()
-            if broken is not None:
-                raise broken from None
-            raise
-        if broken is not None or response.will_close or response.read(1):
-            self.close()
-        return response.status, {k.lower(): v for k, v in response.getheaders()}, text
-
-    def _open(self, scheme: str, place: str) -> http.client.HTTPConnection:
-        if self._connection is not None and self._at == (scheme, place):
-            return self._connection
-        self.close()
-        timeout = max(1.0, min(TIMEOUT_S, self._stop_at - time.monotonic()))
-        host = urlsplit(f"{scheme}://{place}")
-        proxy = getproxies().get(scheme, "") if not proxy_bypass(host.hostname or "") else ""
-        self._proxied = bool(proxy)
-        at = urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else host
-        connection: http.client.HTTPConnection
-        if scheme == "https":
-            connection = http.client.HTTPSConnection(at.hostname or "", at.port, timeout=timeout, context=self._context)
-            if proxy:
-                connection.set_tunnel(host.hostname or "", host.port or 443)
-        else:
-            connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=timeout)
-        self._connection, self._at = connection, (scheme, place)
-        return connection

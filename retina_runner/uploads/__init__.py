@@ -25,6 +25,10 @@ class NotStored(Exception):
     """The archive isn't where it should be; the text says why, and never holds a secret."""
 
 
+class Forgotten(NotStored):
+    """The store no longer has parts that it had confirmed."""
+
+
 @dataclass(frozen=True)
 class Parcel:
     """A verified archive to store. For one that is still on its node, `path` has the name and is not there."""
@@ -117,3 +121,13 @@ def block_bytes(size_bytes: int) -> int:
     """How large the blocks of an archive are: 8 MiB, more where there would be too many."""
     least = -(-size_bytes // MOST_BLOCKS)
     return max(BLOCK_BYTES, -(-least // (1 << 20)) << 20)
+
+
+def pem_of(ca_file: str) -> str:
+    """The certificates of a CA file of this machine's, for a node that hasn't got it; empty for none. Raises NotStored."""
+    if not ca_file:
+        return ""
+    try:
+        return Path(ca_file).expanduser().read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotStored(f"ca_file {ca_file}: {getattr(error, 'strerror', None) or 'is no PEM file'}") from None

@@ -28,6 +28,7 @@ from retina_runner.uploads import (
     beside,
     block_bytes,
     key_of,
+    pem_of,
 )
 
 MOST_SKEW_S = 300.0
@@ -69,10 +70,11 @@ class AzureBlobTarget:
         return self._made
 
     def _connect(self) -> Any:
-        from azure.storage.blob import ContainerClient
+        from azure.storage.blob import ContainerClient, ExponentialRetry
 
         settings: dict[str, Any] = {
-            "max_single_put_size": SINGLE_MOST_BYTES, "max_block_size": BLOCK_BYTES, "retry_total": 4,
+            "max_single_put_size": SINGLE_MOST_BYTES, "max_block_size": BLOCK_BYTES,
+            "retry_policy": ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=4),
             "connection_timeout": 20, "read_timeout": 120,
         }  # fmt: skip
         if self._ca_file:
@@ -115,7 +117,7 @@ class AzureBlobTarget:
         probe = client.get_blob_client("retina-run-preflight")
         try:
             probe.upload_blob(
-                b"", overwrite=True, etag='"0x1"', match_condition=_only_if_unmodified(),
+                b"", overwrite=True, etag='"0x1"', match_condition=_only_if_unmodified(), retry_total=1,
                 raw_response_hook=lambda response: dates.append(response.http_response.headers.get("Date", "")),
             )  # fmt: skip
         except HttpResponseError as error:
@@ -147,7 +149,7 @@ class AzureBlobTarget:
             if left_s < needed_s:
                 raise NotStored(f"the SAS expires at {expiry}, and the run needs it for {needed_s:.0f} s")
         rights = given.get("sp", ["cw"])[0]
-        if not {"c", "w"} & set(rights):
+        if "w" not in rights:  # c alone takes single requests, and no blocks
             raise NotStored(f"the SAS may not write (sp={rights}); it needs c and w")
 
     # -- storing ---------------------------------------------------------------------------------------------------------
@@ -242,7 +244,7 @@ class AzureBlobTarget:
         size = parcel.size_bytes
         return Grant(key, {
             "kind": "azure", "url": f"{self._url}/{quote(key)}?{sas}", "block_bytes": block_bytes(size),
-            "single_most_bytes": SINGLE_MOST_BYTES, "version": GRANT_VERSION, "ca_file": self._ca_file,
+            "single_most_bytes": SINGLE_MOST_BYTES, "version": GRANT_VERSION, "ca_pem": pem_of(self._ca_file),
             "headers": {f"x-ms-meta-{k}": v for k, v in parcel.metadata.items()}, "sha256": parcel.sha256,
         })  # fmt: skip
 

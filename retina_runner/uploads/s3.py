@@ -17,12 +17,14 @@ from retina_runner.secrets import Secret, SecretError, read_secret, redact
 from retina_runner.uploads import (
     DEFAULT_KEY,
     SINGLE_MOST_BYTES,
+    Forgotten,
     Grant,
     NotStored,
     Parcel,
     beside,
     block_bytes,
     key_of,
+    pem_of,
 )
 
 READ_BYTES = 1 << 20
@@ -73,9 +75,12 @@ class S3Target:
         reference = str(self._options.get("credential") or "default")
         if reference == "default":
             return {}
-        parts = read_secret(reference).reveal().split(":", 2)
-        if len(parts) < 2:
-            raise SecretError(f"{reference}: expected KEY_ID:SECRET or KEY_ID:SECRET:TOKEN")
+        text = read_secret(reference).reveal()
+        parts = text.split() if len(text.split()) > 1 else text.split(":", 2)  # blanks, for ids that hold colons
+        if not 2 <= len(parts) <= 3:
+            raise SecretError(
+                f"{reference}: expected KEY_ID:SECRET or KEY_ID:SECRET:TOKEN, or blanks instead of the colons"
+            )
         for part in parts[1:]:
             Secret(part)
         names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
@@ -98,6 +103,8 @@ class S3Target:
                 return {"exists": True}
             if code == "NoSuchBucket":
                 raise NotStored(f"there is no bucket {self._bucket}") from None
+            if code in ("InvalidPart", "NoSuchUpload"):
+                raise Forgotten(f"the store has forgotten parts that it had confirmed ({code})") from None
             if code == "RequestTimeTooSkewed":
                 raise NotStored("this machine's clock is too far off the store's") from None
             if status in (401, 403):
@@ -140,6 +147,8 @@ class S3Target:
             raise NotStored(f"{self._location(key)} was written by somebody else meanwhile")
         if not self._compare(key, parcel):
             raise NotStored(f"{self._location(key)} isn't there, though the store took it")
+        if size > SINGLE_MOST_BYTES:
+            self._sweep(key)
         return self._location(key)
 
     def _in_parts(self, key: str, file: Any, size: int, parcel: Parcel) -> dict[str, Any]:
@@ -159,6 +168,15 @@ class S3Target:
         except (NotStored, OSError):
             self._abort(key, upload)
             raise
+
+    def _sweep(self, key: str) -> None:
+        """Abort uploads of this key that nobody will complete: a node's that was given up."""
+        try:
+            for upload in self._call("list_multipart_uploads", Prefix=key).get("Uploads", ()):
+                if upload["Key"] == key:
+                    self._abort(key, str(upload["UploadId"]))
+        except NotStored:
+            pass  # it isn't everybody's right to list them
 
     def _abort(self, key: str, upload: str) -> None:
         try:
@@ -189,7 +207,7 @@ class S3Target:
         if self._compare(key, parcel):
             return Grant(key, {"kind": "there"})
         life, size = int(life_s), parcel.size_bytes
-        document: dict[str, Any] = {"sha256": parcel.sha256, "ca_file": str(self._options.get("ca_file") or "")}
+        document: dict[str, Any] = {"sha256": parcel.sha256, "ca_pem": pem_of(str(self._options.get("ca_file") or ""))}
         if size <= SINGLE_MOST_BYTES:
             signed = {
                 "Bucket": self._bucket,

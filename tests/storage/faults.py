@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from types import TracebackType
+from typing import BinaryIO
 
 WAIT_S = 120
 
@@ -92,13 +93,13 @@ class FaultyProxy:
             stream.close()
             _break(connection)
 
-    def _one(self, connection: socket.socket, stream: object) -> bool:
+    def _one(self, connection: socket.socket, stream: BinaryIO) -> bool:
         """Pass one request on; whether the connection can be used again."""
-        line = stream.readline().decode("latin-1").split()  # type: ignore[attr-defined]
+        line = stream.readline().decode("latin-1").split()
         if len(line) != 3:
             return False
         method, target, _ = line
-        headers = http.client.parse_headers(stream)  # type: ignore[arg-type]
+        headers = http.client.parse_headers(stream)
         with self._lock:
             self.seen.append(f"{method} {target}")
             fault = next((f for f in self.faults if f.takes(method, target)), Fault(times=0))
@@ -118,7 +119,9 @@ class FaultyProxy:
         if fault.refuse is not None:
             self._read(stream, length)
             status, code = fault.refuse
-            body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected by a test</Message></Error>".encode()
+            body = (
+                f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected by a test</Message></Error>".encode()
+            )
             connection.sendall(
                 f"HTTP/1.1 {status} Injected\r\nContent-Length: {len(body)}\r\nContent-Type: application/xml\r\n"
                 f"x-ms-error-code: {code}\r\nDate: {formatdate(usegmt=True)}\r\n\r\n".encode()
@@ -157,10 +160,10 @@ class FaultyProxy:
         finally:
             upstream.close()
 
-    def _read(self, stream: object, length: int, keep: bool = False) -> bytes:
+    def _read(self, stream: BinaryIO, length: int, keep: bool = False) -> bytes:
         kept = []
         while length:
-            piece = stream.read(min(length, 1 << 18))  # type: ignore[attr-defined]
+            piece = stream.read(min(length, 1 << 18))
             if not piece:
                 raise ConnectionError("the client went away")
             length -= len(piece)

@@ -42,7 +42,14 @@ def install() -> None:
         subprocess.run([sys.executable, "-m", "venv", str(folder / "swift")], check=True)
         # liberasurecode comes with the wheel of pyeclib; setuptools has pkg_resources, which paste.deploy may ask for.
         subprocess.run(
-            [str(folder / "swift/bin/pip"), "install", "--quiet", "--disable-pip-version-check", SWIFT, "setuptools<81"],
+            [
+                str(folder / "swift/bin/pip"),
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                SWIFT,
+                "setuptools<81",
+            ],
             check=True,
         )
 
@@ -83,9 +90,14 @@ class Server:
         for command in self.commands():
             self._processes.append(
                 subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment(),
-                    start_new_session=True, cwd=self.folder,
-                )  # fmt: skip
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=self.environment(),
+                    start_new_session=True,
+                    cwd=self.folder,
+                )
             )
         log.close()
         deadline = time.monotonic() + START_S
@@ -98,12 +110,19 @@ class Server:
                 time.sleep(0.1)
 
     def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Ask it to end, so that everything is on disk."""
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: int) -> None:
         for process in self._processes:
             try:
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, number)
             except ProcessLookupError:
                 pass
-            process.wait()
+            process.wait(60)
         self._processes.clear()
 
 

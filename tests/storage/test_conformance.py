@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,7 +137,11 @@ def test_preflight_leaves_nothing(store: Store) -> None:
 
 
 def test_what_is_not_there_is_said(remote: Store, tmp_path: Path) -> None:
-    wrong = {"container_url": f"{remote.options().get('container_url')}x"} if remote.kind == "azure_blob" else {"bucket": "nosuch"}
+    wrong = (
+        {"container_url": f"{remote.options().get('container_url')}x"}
+        if remote.kind == "azure_blob"
+        else {"bucket": "nosuch"}
+    )
     target = target_of(remote, **wrong)
     with pytest.raises(NotStored, match=r"there is no (container|bucket)"):
         target.preflight(60)
@@ -155,11 +158,11 @@ def test_a_store_that_is_down_is_said(remote: Store) -> None:
 
 
 @pytest.fixture
-def wrong_secret(remote: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def wrong_secret(remote: Store, monkeypatch: pytest.MonkeyPatch) -> str:
     (name,) = remote.environment
     wrong = "d3JvbmctY2FuYXJ5LWtleS13cm9uZy1jYW5hcnkta2V5LXdyb25nLWNhbmFyeS1rZXk="
     monkeypatch.setenv(name, remote.environment[name].replace(remote.secret, wrong))
-    yield wrong
+    return wrong
 
 
 def test_a_wrong_key_is_refused_and_not_shown(remote: Store, wrong_secret: str, tmp_path: Path) -> None:

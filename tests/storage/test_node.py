@@ -86,7 +86,8 @@ def test_a_fault_when_blocks_are_committed(azure_store: AzureStore, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("status", "code"), [(403, "AuthorizationFailure"), (404, "NotThere"), (409, "Odd"), (400, "Bad"), (501, "NotImplemented")]
+    ("status", "code"),
+    [(403, "AuthorizationFailure"), (404, "NotThere"), (409, "Odd"), (400, "Bad"), (501, "NotImplemented")],
 )
 def test_a_refusal_that_stays(remote: Store, proxy: FaultyProxy, tmp_path: Path, status: int, code: str) -> None:
     node = Node(tmp_path, 2 * MIB)
@@ -143,21 +144,24 @@ def test_an_expired_grant_is_refused_by_the_store_itself(remote: Store, tmp_path
     if remote.kind == "s3":
         old = target.grant(node.parcel, 1.0)  # S3 knows no life of less than a second
         assert old is not None
-        eventually(lambda: _status("PUT", old.document["url"], old.document["headers"]) == 403, "it expires", 60)
+        url = old.document["url"]
+        wrong = {**old.document["headers"], "Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}  # refused with 400 until then
+        eventually(lambda: _status("PUT", url, wrong) == 403, "it expires", 60)
     else:
         old = target.grant(node.parcel, -30.0)
     assert old is not None
     answer = ask(node, old)
     assert not answer["ok"]
-    assert answer["fresh"], answer
+    assert answer["state"] == "expired", answer
     fresh = target.grant(node.parcel, 600.0)
     assert fresh is not None
-    if remote.kind == "azure_blob":
-        assert ask(node, fresh)["ok"]
+    assert ask(node, fresh)["state"] == "stored"
 
 
 def ask(node: Node, grant: Grant, deadline_s: float = 60) -> dict[str, Any]:
-    done = subprocess.run(node.argv(deadline_s), input=json.dumps(grant.document).encode(), capture_output=True, timeout=120)
+    done = subprocess.run(
+        node.argv(deadline_s), input=json.dumps(grant.document).encode(), capture_output=True, timeout=120
+    )
     assert done.stdout, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -216,6 +220,8 @@ def test_a_server_killed_in_the_middle(kind: str, tmp_path: Path, monkeypatch: p
             monkeypatch.setenv(name, value)
         node = Node(tmp_path, BLOCKS_5)
         blocks = put_of_blocks(store)
+        server.stop()  # Azurite writes its database now and then, and when it ends: the container shall be in it
+        server.start()
 
         def crash() -> None:
             server.kill()
@@ -234,7 +240,9 @@ def test_a_server_killed_in_the_middle(kind: str, tmp_path: Path, monkeypatch: p
 
 def test_blocks_that_the_store_forgot_are_sent_again_once(azure_store: AzureStore, tmp_path: Path) -> None:
     node = Node(tmp_path, BLOCKS_5)
-    with FaultyProxy(azure_store.server.port, Fault("PUT", "comp=blocklist", refuse=(400, "InvalidBlockList"))) as proxy:
+    with FaultyProxy(
+        azure_store.server.port, Fault("PUT", "comp=blocklist", refuse=(400, "InvalidBlockList"))
+    ) as proxy:
         assert_stored(azure_store, node, deliver(target_of(azure_store, port=proxy.port, via="node"), node))
         assert proxy.count("comp=block&") == 10
     other = Node(tmp_path / "other", BLOCKS_5)
@@ -244,6 +252,14 @@ def test_blocks_that_the_store_forgot_are_sent_again_once(azure_store: AzureStor
         (event,) = deliver(target_of(azure_store, port=proxy.port, via="node", prefix="other"), other)
         assert event["event"] == "warning"
         assert proxy.count("comp=block&") == 10
+
+
+def test_parts_that_s3_forgot_are_sent_again_once(s3_store: S3Store, tmp_path: Path) -> None:
+    node = Node(tmp_path, BLOCKS_5)
+    with FaultyProxy(s3_store.server.port, Fault("POST", "uploadId=", refuse=(400, "InvalidPart"))) as proxy:
+        assert_stored(s3_store, node, deliver(target_of(s3_store, port=proxy.port, via="node"), node))
+        assert proxy.count("partNumber=") == 10
+    assert s3_store.unfinished() == []
 
 
 def test_an_archive_that_changed_is_not_stored(remote: Store, tmp_path: Path) -> None:
