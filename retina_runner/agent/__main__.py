@@ -58,6 +58,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     holds.add_argument(
         "--limit", type=float, required=True, metavar="SECONDS", help="how long to wait for the first plan"
     )
+    holds.add_argument("--plan", type=Path, metavar="FILE", help="a plan to carry out without a runner")
+    holds.add_argument("--shelf", action="append", default=[], metavar="JSON", help="where its archive is put")
     chosen = parser.parse_args(arguments)
     return int(globals()["_" + chosen.verb](chosen))
 
@@ -248,7 +250,16 @@ def _clock(chosen: argparse.Namespace) -> int:
 def _hold(chosen: argparse.Namespace) -> int:
     from retina_runner.agent.hold import hold
 
-    return hold(chosen.directory, chosen.limit)
+    if chosen.plan is None:
+        return hold(chosen.directory, chosen.limit)
+    from retina_runner.agent.plan import PlanError
+    from retina_runner.agent.solo import Solo
+
+    try:
+        solo = Solo(chosen.directory, chosen.plan, [json.loads(s) for s in chosen.shelf])
+    except PlanError as error:
+        return _refuse(str(error))
+    return hold(chosen.directory, chosen.limit, solo)
 
 
 if __name__ == "__main__":

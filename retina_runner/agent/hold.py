@@ -10,8 +10,9 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
+from retina_runner.agent.solo import Solo
 from retina_runner.agent.supervisor import signal_agent
 from retina_runner.agent.workspace import Workspace
 
@@ -21,16 +22,21 @@ LINGER_S = 10.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
 
-def hold(parent: Path, limit_s: float) -> int:
-    """Wait; 0 when there was a plan, 1 when none came within `limit_s` seconds."""
+def hold(parent: Path, limit_s: float, solo: Optional[Solo] = None) -> int:
+    """Wait; 0 when there was a plan, 1 when none came within `limit_s` seconds, or when the plan of `solo` failed.
+
+    (`solo` has started its plan already: the signals that are blocked here would be blocked in it.)
+    """
     signal.pthread_sigmask(
         signal.SIG_BLOCK, SIGNALS
     )  # they are waited for; the kernel ignores them for process 1 otherwise
     deadline = time.monotonic() + limit_s
-    had_plan, stopping, empty_since = False, False, time.monotonic()
+    had_plan, stopping, empty_since = solo is not None, False, time.monotonic()
     while True:
         received = signal.sigtimedwait(SIGNALS, POLL_S)
         _reap()
+        if solo is not None:
+            solo.step()
         plans = _plans(parent)
         had_plan = had_plan or bool(plans)
         if received is not None and received.si_signo != signal.SIGCHLD:
@@ -40,8 +46,8 @@ def hold(parent: Path, limit_s: float) -> int:
         now = time.monotonic()
         if plans:
             empty_since = now
-        elif stopping or (had_plan and now - empty_since > LINGER_S):
-            return 0
+        elif stopping or (had_plan and (solo is not None or now - empty_since > LINGER_S)):
+            return int(solo is not None and solo.failed)
         elif not had_plan and now > deadline:
             return 1
 

@@ -8,8 +8,10 @@ import shlex
 
 from retina_runner import planning
 from retina_runner.agent import facts, process
-from retina_runner.cli.resolve import resolve, work_directory_of
-from retina_runner.errors import Exit
+from retina_runner.cli.resolve import Resolved, resolve, work_directory_of
+from retina_runner.errors import Exit, UsageError
+from retina_runner.executors.kubernetes import standalone
+from retina_runner.executors.kubernetes.link import PodReach
 from retina_runner.units import format_size
 
 
@@ -18,6 +20,10 @@ def main(chosen: argparse.Namespace) -> int:
     if chosen.json:
         print(json.dumps([dict(p.document) for p in resolved.plans], indent=1))
         return Exit.OK
+    if chosen.manifests:
+        return _manifests(resolved)
+    for note in resolved.notes:
+        print(note)
     print("\n".join(planning.describe(resolved.plans, resolved.runbook)))
     here = facts.rights()
     for plan in resolved.plans:
@@ -42,4 +48,18 @@ def main(chosen: argparse.Namespace) -> int:
             missing = [c[0] for c in told["commands"] if process.find(c[0]) is None]
             if missing:
                 print(f"  missing here: {', '.join(sorted(set(missing)))}; retina-run doctor says how to get it")
+    return Exit.OK
+
+
+def _manifests(resolved: Resolved) -> int:
+    if not resolved.jobs:
+        raise UsageError("--manifests: the runbook has no nodes of a cluster")
+    plans = {
+        to.job: plan.document for plan in resolved.plans if isinstance(to := resolved.reach.get(plan.id), PodReach)
+    }
+    shelves = [dict(u.options) for u in resolved.runbook.uploads if u.kind == "host_path"]
+    made = standalone.manifests(
+        resolved.token, resolved.agent.name, resolved.agent.content, resolved.jobs.values(), plans, shelves
+    )
+    print(standalone.text(made), end="")
     return Exit.OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from retina_runner import planning
@@ -17,11 +18,15 @@ Reach = Connection | PodReach
 
 
 class Pods:
-    """What was chosen, by capture; `jobs` are the manifests by name, once `reach` has been asked."""
+    """What was chosen, by capture; `jobs` are the manifests by name, once `reach` has been asked.
+
+    `notes` say which of the chosen nodes are cordoned, tainted or not ready.
+    """
 
     def __init__(self) -> None:
         self._selected: dict[str, choosing.Selected] = {}
         self.jobs: dict[str, Mapping[str, Any]] = {}
+        self.notes: tuple[str, ...] = ()
 
     def places(self, runbook: Runbook, capture: Capture, nodes: KubernetesNodes) -> list[planning.Place]:
         """The capture's nodes; asks the cluster. Raises DocumentError."""
@@ -30,6 +35,16 @@ class Pods:
         except UsageError as error:
             path = (*capture.path, "nodes", "kubernetes")
             raise DocumentError([runbook.problem(path, str(error))]) from None
+        shelves = sorted({str(u.options["base"]) for u in runbook.uploads if u.kind == "host_path"})
+        claim = str((nodes.selection.get("job") or {}).get("claim") or "")
+        if claim and len(shelves) != 1:
+            path = (*capture.path, "nodes", "kubernetes", "job", "claim")
+            message = "a claim stands in for one host_path; upload has " + (
+                f"{len(shelves)} bases" if shelves else "none"
+            )
+            raise DocumentError([runbook.problem(path, message, "upload: [{host_path: {path: incidents}}]")])
+        selected = replace(selected, settings=replace(selected.settings, shelves=tuple(shelves), claim=claim))
+        self.notes += selected.notes
         self._selected[capture.name] = selected
         return [planning.Place(c.node, "kubernetes", c.scope) for c in selected.nodes]
 

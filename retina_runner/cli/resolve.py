@@ -29,7 +29,8 @@ from retina_runner.runbook import Capture, KubernetesNodes, LocalNodes, Runbook,
 class Resolved:
     """A runbook with its nodes and plans. `token` tells this run's directories on nodes from every other's.
 
-    `reach` is by plan id, for the plans whose nodes aren't this machine; `jobs` are manifests by name.
+    `reach` is by plan id, for the plans whose nodes aren't this machine; `jobs` are manifests by name. `notes` are of nodes
+    that may not do.
     """
 
     runbook: Runbook
@@ -41,6 +42,7 @@ class Resolved:
     reach: Mapping[str, Reach]
     forks: int = DEFAULT_FORKS
     jobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def resolve(chosen: argparse.Namespace) -> Resolved:
@@ -70,7 +72,9 @@ def resolve(chosen: argparse.Namespace) -> Resolved:
     reach: dict[str, Reach] = {p.id: hosts.connections[p.capture, p.node] for p in plans if p.executor == "ssh"}
     reach |= pods.reach(plans, token, agent)
     work = chosen.work_dir or default_work_directory()
-    return Resolved(runbook, plans, run, token, agent, work, reach, chosen.forks or DEFAULT_FORKS, pods.jobs)
+    return Resolved(
+        runbook, plans, run, token, agent, work, reach, chosen.forks or DEFAULT_FORKS, pods.jobs, pods.notes
+    )
 
 
 def _places(runbook: Runbook, capture: Capture, hosts: Hosts, pods: Pods) -> list[planning.Place]:

@@ -76,6 +76,8 @@ def _main(chosen: argparse.Namespace, deadline_s: float | None) -> int:
     if not (chosen.quiet or chosen.quiet_ok):
         for note in runbook.notes:
             print(f"retina-run: {runbook.document.name}: {note}", file=sys.stderr)
+        for note in resolved.notes:
+            print(f"retina-run: {note}", file=sys.stderr)
     if not (chosen.json or chosen.quiet or chosen.quiet_ok):
         print("\n".join(planning.describe(resolved.plans, resolved.runbook)), flush=True)
     if chosen.check:

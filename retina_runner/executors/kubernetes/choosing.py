@@ -20,6 +20,7 @@ from retina_runner.executors.kubernetes import kubeconfig
 from retina_runner.executors.kubernetes.api import Api, Denied
 from retina_runner.executors.kubernetes.link import PodReach
 from retina_runner.executors.kubernetes.objects import JobSettings, job_name, names, pairs
+from retina_runner.label_selectors import SelectorError, read
 
 OWNERS = {
     "deployment": "apis/apps/v1", "replicaset": "apis/apps/v1", "statefulset": "apis/apps/v1", "daemonset": "apis/apps/v1",
@@ -45,6 +46,7 @@ class Selected:
     kubeconfig: str
     context: str
     settings: JobSettings
+    notes: tuple[str, ...] = ()
 
     def reach(self, node: str, token: str, number: int, ready_timeout_s: float) -> PodReach:
         """The Job of that number, on that node."""
@@ -62,8 +64,9 @@ class Selected:
 def select(selection: Mapping[str, Any]) -> Selected:
     """Carry out the runbook's `nodes: {kubernetes: …}`. Raises UsageError."""
     context = kubeconfig.find(str(selection.get("kubeconfig") or ""), str(selection.get("context") or ""))
-    nodes = choose(Api(kubeconfig.Access(context)), selection, context.namespace)
-    return Selected(nodes, context.files, context.name, _settings(selection, context.namespace))
+    settings = _settings(selection, context.namespace)
+    nodes, notes = choose(Api(kubeconfig.Access(context)), selection, context.namespace)
+    return Selected(nodes, context.files, context.name, settings, notes)
 
 
 def _settings(selection: Mapping[str, Any], default_namespace: str) -> JobSettings:
@@ -90,13 +93,17 @@ def _settings(selection: Mapping[str, Any], default_namespace: str) -> JobSettin
     )
 
 
-def choose(api: Api, selection: Mapping[str, Any], default_namespace: str) -> tuple[Chosen, ...]:
-    """The nodes in the order of their names. Raises UsageError for none, and for what the server refuses."""
+def choose(
+    api: Api, selection: Mapping[str, Any], default_namespace: str
+) -> tuple[tuple[Chosen, ...], tuple[str, ...]]:
+    """The nodes in the order of their names, and notes. Raises UsageError for none, and for what the server refuses."""
     try:
         nodes = _nodes(api, selection)
         if not any(selection.get(k) for k in POD_KEYS):
-            return tuple(Chosen(name) for name in sorted(nodes))
-        return _of_pods(api, selection, default_namespace, nodes)
+            chosen = tuple(Chosen(name) for name in sorted(nodes))
+        else:
+            chosen = _of_pods(api, selection, default_namespace, nodes)
+        return chosen, notes_of(nodes[c.node] for c in chosen)
     except Denied as denied:
         raise UsageError(f"Kubernetes, context {api.access.context.name}: {denied}") from None
     except LinkLost as lost:
@@ -168,7 +175,7 @@ def _owner_selector(api: Api, text: str, namespace: str) -> str:
     if kind not in OWNERS or not name:
         raise UsageError(f"owner {text}: expected one of {', '.join(OWNERS)}, a slash, and its name")
     owner = _one(api, f"/{OWNERS[kind]}/namespaces/{quote(namespace)}/{kind}s", name, kind, namespace)
-    return label_selector(owner["spec"]["selector"])
+    return selector_text(owner["spec"]["selector"])
 
 
 def _service_selector(api: Api, name: str, namespace: str) -> str:
@@ -231,22 +238,26 @@ def scope_of(pods: Iterable[Mapping[str, Any]]) -> filters.Expression:
 
 
 def selector_text(given: Any) -> str:
-    """A selector as the API takes it, from text or from a mapping of labels."""
-    if isinstance(given, Mapping):
-        return ",".join(f"{k}={v}" for k, v in sorted(given.items()))
-    return str(given or "")
+    """A selector as the API takes it, from text, labels, or a LabelSelector object. Raises UsageError."""
+    try:
+        return read(given or "").text
+    except SelectorError as error:
+        raise UsageError(f"label selector {given!r}: {error}") from None
 
 
-def label_selector(given: Mapping[str, Any]) -> str:
-    """A LabelSelector object (matchLabels, matchExpressions) as text."""
-    parts = [f"{k}={v}" for k, v in sorted((given.get("matchLabels") or {}).items())]
-    for expression in given.get("matchExpressions") or []:
-        key, operator = expression["key"], expression["operator"]
-        values = f"({','.join(expression.get('values') or [])})"
-        parts.append(
-            {"In": f"{key} in {values}", "NotIn": f"{key} notin {values}", "Exists": key}.get(operator, f"!{key}")
-        )
-    return ",".join(parts)
+def notes_of(nodes: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What keeps ordinary pods from nodes that were chosen, one line a node: cordoned, tainted, not ready."""
+    told = []
+    for node in nodes:
+        why = ["cordoned"] if node["spec"].get("unschedulable") else []
+        taints = [t for t in node["spec"].get("taints") or [] if t["key"] != "node.kubernetes.io/unschedulable"]
+        why += [f"taint {t['key']}" + (f"={t['value']}" if t.get("value") else "") + f":{t['effect']}" for t in taints]
+        for condition in node["status"].get("conditions") or []:
+            if condition["type"] == "Ready" and condition["status"] != "True":
+                why.append(f"not ready ({condition.get('reason')})")
+        if why:
+            told.append(f"node {node['metadata']['name']}: {', '.join(why)}; it is asked nevertheless")
+    return tuple(told)
 
 
 def _query(selector: str) -> dict[str, str]:

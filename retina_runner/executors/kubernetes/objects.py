@@ -47,6 +47,10 @@ class JobSettings:
     limits: tuple[tuple[str, str], ...] = ()
     capabilities: tuple[str, ...] = ()
     privileged: bool = False
+    shelves: tuple[str, ...] = ()
+    """Directories of the node that are mounted at the same path: where archives are kept."""
+    claim: str = ""
+    """A PersistentVolumeClaim that is mounted there instead."""
 
 
 def capabilities(plan: Mapping[str, Any], settings: JobSettings) -> tuple[str, ...]:
@@ -143,6 +147,11 @@ def _pod(
             {"name": "tmp", "emptyDir": {}},
         ],
     }
+    for number, path in enumerate(settings.shelves):
+        source: dict[str, Any] = {"hostPath": {"path": path, "type": "DirectoryOrCreate"}}
+        if settings.claim:
+            source = {"persistentVolumeClaim": {"claimName": settings.claim}}
+        pod["volumes"].append({"name": f"shelf-{number}", **source})
     if settings.pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in settings.pull_secrets]
     if settings.service_account:
@@ -176,6 +185,7 @@ def _container(agent_name: str, patience_s: int, plan: Mapping[str, Any], settin
             {"name": "agent", "mountPath": AGENT_DIRECTORY, "readOnly": True},
             {"name": "work", "mountPath": VOLUME},
             {"name": "tmp", "mountPath": "/tmp"},
+            *({"name": f"shelf-{number}", "mountPath": path} for number, path in enumerate(settings.shelves)),
         ],
     }
 

@@ -1,0 +1,68 @@
+"""Jobs that need no runner: `plan --manifests`, for kubectl or GitOps. The pod carries its plan out by itself.
+
+Each begins when its pod is ready. (A runner is what begins on all nodes at one instant.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from retina_runner.executors.kubernetes import objects
+
+PLAN_DIRECTORY = "/retina-run-plan"
+
+
+def manifests(
+    token: str, agent_name: str, agent: bytes, jobs: Iterable[Mapping[str, Any]], plans: Mapping[str, Mapping[str, Any]],
+    shelves: Sequence[Mapping[str, Any]] = (),
+) -> tuple[dict[str, Any], ...]:  # fmt: skip
+    """What is to be applied, in that order. `plans` are by the Job's name; `shelves` as agent.shelf.keep takes them."""
+    made: list[dict[str, Any]] = []
+    agents: set[str] = set()
+    for job in jobs:
+        name, namespace = str(job["metadata"]["name"]), str(job["metadata"]["namespace"])
+        plan = plans[name]
+        if namespace not in agents:
+            agents.add(namespace)
+            made.append(objects.config_map(token, namespace, str(plan["run"]), agent_name, agent))
+        metadata = {k: job["metadata"][k] for k in ("namespace", "labels", "annotations")}
+        made.append(
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": f"{name}-plan", **metadata},
+                "immutable": True,
+                "data": {"plan.json": json.dumps(plan, indent=1) + "\n"},
+            }
+        )
+        made.append(alone(job, f"{name}-plan", shelves))
+    return tuple(made)
+
+
+def alone(job: Mapping[str, Any], plan: str, shelves: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The Job with the plan from the ConfigMap of that name."""
+    result: dict[str, Any] = json.loads(json.dumps(job))
+    pod = result["spec"]["template"]["spec"]
+    pod["volumes"].append({"name": "plan", "configMap": {"name": plan}})
+    container = pod["containers"][0]
+    container["volumeMounts"].append({"name": "plan", "mountPath": PLAN_DIRECTORY, "readOnly": True})
+    container["command"] += ["--plan", f"{PLAN_DIRECTORY}/plan.json"]
+    for shelf in shelves:
+        container["command"] += ["--shelf", json.dumps(shelf, sort_keys=True)]
+    return result
+
+
+def text(made: Sequence[Mapping[str, Any]]) -> str:
+    """The manifests as YAML documents, with what to do with them."""
+    from retina_runner.translate.yaml_text import lines
+
+    label = f"{objects.RUN_LABEL}={made[0]['metadata']['labels'][objects.RUN_LABEL]}"
+    head = [
+        "# kubectl create -f this file (or apply --server-side). Each Job captures as soon as its pod runs; its log says the rest:",
+        f"#   kubectl logs -A -l {label}",
+        "#   kubectl -n NAMESPACE cp POD:PATH ARCHIVE     then: retina-run verify ARCHIVE",
+        f"#   kubectl delete job,configmap -A -l {label}   removes everything; Jobs that have ended go by themselves",
+    ]
+    return "\n".join(head) + "\n" + "".join("---\n" + "\n".join(lines(m)) + "\n" for m in made)

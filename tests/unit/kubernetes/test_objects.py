@@ -1,0 +1,106 @@
+"""What would be created in a cluster, as golden files: `UPDATE_GOLDEN=1 pytest` writes them anew, for a look at the difference."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retina_runner.documents import parse_document
+from retina_runner.executors.kubernetes import objects, standalone
+from retina_runner.translate.yaml_text import lines
+
+GOLDEN = Path(__file__).parent / "golden"
+SETTINGS = objects.JobSettings(namespace="shop", image="registry.example/node-tools:1")
+EVERYTHING = objects.JobSettings(
+    namespace="diagnostics", image="registry.example/node-tools:1", image_pull_policy="Always", pull_secrets=("registry",),
+    service_account="retina-run", annotations=(("sidecar.istio.io/inject", "false"),), labels=(("team", "network"),),
+    priority_class="system-node-critical", requests=(("cpu", "100m"), ("memory", "128Mi")), limits=(("memory", "512Mi"),),
+    capabilities=("SYS_ADMIN",), shelves=("/var/lib/retina-run/archives",),
+)  # fmt: skip
+
+
+def plan(*collectors: str, **options: Any) -> dict[str, Any]:
+    return {
+        "run": "checkout-20260102030405UTC", "duration_s": 60.0, "ready_timeout_s": 60.0, "expiry_s": 21600.0,
+        "collectors": [{"id": c, "name": c, "options": options} for c in collectors],
+    }  # fmt: skip
+
+
+def same_as_golden(name: str, manifests: list[Mapping[str, Any]]) -> None:
+    text = "---\n".join("\n".join(lines(m)) + "\n" for m in manifests)
+    path = GOLDEN / f"{name}.yaml"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+    for part, manifest in zip(text.split("---\n"), manifests, strict=True):
+        assert parse_document(part.encode(), name).value == manifest
+
+
+def test_a_job_for_packets() -> None:
+    same_as_golden(
+        "packets", [objects.job("abc123", 0, "node-1", "agent-0.pyz", plan("tcpdump", "iptables"), SETTINGS)]
+    )
+
+
+def test_everything_that_can_be_said_of_a_job() -> None:
+    same_as_golden(
+        "everything", [objects.job("abc123", 7, "node-1", "agent-0.pyz", plan("tcpdump", "ebpf"), EVERYTHING)]
+    )
+
+
+def test_a_job_without_a_runner() -> None:
+    job = objects.job("abc123", 0, "node-1", "agent-0.pyz", plan("tcpdump"), EVERYTHING)
+    shelf = {"base": "/var/lib/retina-run/archives", "path": "incidents"}
+    made = standalone.manifests(
+        "abc123", "agent-0.pyz", b"agent", [job], {"retina-run-abc123-0": plan("tcpdump")}, [shelf]
+    )
+    same_as_golden("standalone", list(made))
+    assert standalone.text(made).count("---\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("collectors", "expected"),
+    [
+        (("command",), ()),
+        (("files",), ()),
+        (("tcpdump",), ("NET_ADMIN", "NET_RAW", "SETGID", "SETUID")),
+        (("ebpf",), ("BPF", "NET_ADMIN", "NET_RAW", "PERFMON")),
+        (("tcpdump", "ebpf"), ("BPF", "NET_ADMIN", "NET_RAW", "PERFMON", "SETGID", "SETUID")),
+    ],
+)
+def test_only_the_capabilities_that_the_plan_needs(collectors: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    assert objects.capabilities(plan(*collectors), SETTINGS) == expected
+
+
+def test_other_namespaces_and_the_runbook_may_add_capabilities() -> None:
+    assert "SYS_ADMIN" in objects.capabilities(plan("tcpdump", netns="blue"), SETTINGS)
+    assert "SYS_ADMIN" in objects.capabilities(plan("command"), EVERYTHING)
+
+
+def test_privileged_only_when_asked() -> None:
+    def context(settings: objects.JobSettings) -> Any:
+        job = objects.job("abc123", 0, "node-1", "agent-0.pyz", plan("tcpdump"), settings)
+        return job["spec"]["template"]["spec"]["containers"][0]["securityContext"]
+
+    assert "privileged" not in context(EVERYTHING)
+    assert context(EVERYTHING)["readOnlyRootFilesystem"] is True
+    asked = objects.JobSettings(namespace="shop", image="i", privileged=True)
+    assert context(asked)["privileged"] is True
+
+
+def test_a_claim_stands_in_for_the_disk_of_the_node() -> None:
+    settings = objects.JobSettings(namespace="shop", image="i", shelves=("/archives",), claim="captures")
+    pod = objects.job("abc123", 0, "node-1", "a.pyz", plan("tcpdump"), settings)["spec"]["template"]["spec"]
+    assert {"name": "shelf-0", "persistentVolumeClaim": {"claimName": "captures"}} in pod["volumes"]
+    assert {"name": "shelf-0", "mountPath": "/archives"} in pod["containers"][0]["volumeMounts"]
+
+
+def test_the_cluster_ends_what_a_dead_runner_left() -> None:
+    spec = objects.job("abc123", 0, "node-1", "a.pyz", plan("tcpdump"), SETTINGS)["spec"]
+    assert spec["activeDeadlineSeconds"] > 60 + 21600
+    assert spec["ttlSecondsAfterFinished"] > 0
+    assert spec["backoffLimit"] == 0
