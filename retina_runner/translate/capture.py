@@ -54,6 +54,9 @@ def translate(draft: Draft) -> dict[str, Any]:
     if configuration.get("includeMetadata", True):
         collect += ["iptables", "network-state"]
     nodes = _nodes(draft, configuration["captureTarget"], metadata.get("namespace"))
+    claim = spec["outputConfiguration"].get("persistentVolumeClaim")
+    if claim and isinstance(nodes, dict):
+        nodes["kubernetes"].setdefault("job", {})["claim"] = claim
     runbook["captures"] = [{"nodes": nodes, "collect": collect}]
     draft.origins[_CAPTURE] = CONFIGURATION
     draft.came((*_CAPTURE, "nodes"), TARGET)
@@ -245,8 +248,14 @@ def _uploads(draft: Draft, output: Mapping[str, Any]) -> list[dict[str, Any]]:
             )
         put("host_path", {"path": literal(below), "base": BASE_DIRECTORY.rstrip("/")}, path)
     if "persistentVolumeClaim" in output:
-        message = "archives don't go to a claim: they come to the runner, and to hostPath, blob or S3"
-        draft.refuse((*OUTPUT, "persistentVolumeClaim"), message, key=True)
+        path = (*OUTPUT, "persistentVolumeClaim")
+        if draft.on_hosts:
+            draft.refuse(path, "hosts of an inventory have no claims", "hostPath, blobUpload or s3Upload", key=True)
+        if "hostPath" in output:
+            draft.refuse(
+                path, "can't stand beside hostPath, whose disk it takes the place of", "leave one of them out", key=True
+            )
+        put("host_path", {"path": draft.document.value["metadata"]["name"]}, path)
     if "blobUpload" in output:
         path = (*OUTPUT, "blobUpload")
         if URL_VARIABLE not in draft.given:

@@ -131,7 +131,7 @@ REFUSED = [
     (TARGET, {"podSelector": {"matchLabels": {"a b": "c"}}}, "no label's key"),
     (f"{OUTPUT}.hostPath", "/etc", "isn't a folder below"),
     (f"{OUTPUT}.hostPath", "../x", "isn't a folder below"),
-    (f"{OUTPUT}.persistentVolumeClaim", "claim", "don't go to a claim"),
+    (f"{OUTPUT}.persistentVolumeClaim", "claim", "can't stand beside hostPath"),
     (f"{OUTPUT}.blobUpload", "sas", "the Secret sas holds a URL"),
     (f"{OUTPUT}.s3Upload", {"bucket": "captures"}, "secretName is missing"),
     (OUTPUT, {}, "is empty"),
@@ -235,6 +235,13 @@ def test_translate_prints_a_runbook_that_is_one(tmp_path: Path, capsys: pytest.C
         written.captures, written.uploads, written.duration_s, written.limits,
     )  # fmt: skip
     assert direct.uploads[1].options["container_url"] == "https://acct.blob.core.windows.net/c"
+
+
+def test_a_claim_takes_the_place_of_the_nodes_disk() -> None:
+    translated = made(changed(OUTPUT, {"persistentVolumeClaim": "captures"}))
+    assert translated.value["captures"][0]["nodes"]["kubernetes"]["job"] == {"claim": "captures"}
+    assert translated.value["upload"] == [{"host_path": {"path": "web"}}]
+    parse_runbook(translated.runbook_text.encode(), "made")
 
 
 def test_large_captures_get_the_room_that_they_ask_for() -> None:

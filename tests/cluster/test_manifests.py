@@ -1,0 +1,98 @@
+"""Manifests on a real API server: valid to the letter, carried out by themselves; kustomize and the kubectl plug-in work."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from retina_runner.documents import parse_document
+from retina_runner.verification import verify_archive
+from tests.cluster.api import Api
+from tests.cluster.runs import LABEL, Runs
+from tests.cluster.shop import Shop
+from tests.lab import REPOSITORY
+
+pytestmark = pytest.mark.cluster
+
+RUNBOOK = """
+name: alone
+duration: 2s
+captures:
+  - nodes: {{kubernetes: {{nodes: all, namespace: {namespace}, job: {{
+      requests: {{cpu: 10m, memory: 64Mi}}, limits: {{memory: 1Gi}}, annotations: {{"example.com/note": "yes"}}, labels: {{team: network}},
+      service_account: default, pull_secrets: [none]}}}}}}
+    collect: [tcpdump, iptables, network-state, ebpf]
+"""
+
+
+def test_the_api_server_finds_nothing_wrong_and_the_jobs_need_no_runner(
+    runs: Runs, cluster: Api, namespace: str, tmp_path: Path
+) -> None:
+    runbook = tmp_path / "alone.yaml"
+    runbook.write_text(RUNBOOK.format(namespace=namespace))
+    printed = runs.command("plan", "--manifests", str(runbook))
+    assert printed.returncode == 0, printed.stderr
+    cluster.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=printed.stdout)
+    cluster.kubectl("create", "-f", "-", stdin=printed.stdout)
+    _, *documents = printed.stdout.split("---\n")
+    label = parse_document(documents[0].encode(), "first").value["metadata"]["labels"][LABEL]
+    pods = lambda: cluster.get("pods", "-n", namespace, "-l", f"{LABEL}={label}")["items"]  # noqa: E731
+
+    def said() -> list[str]:
+        return [
+            cluster.kubectl("logs", "-n", namespace, p["metadata"]["name"])
+            for p in pods()
+            if p["status"]["phase"] == "Running"
+        ]
+
+    cluster.eventually(
+        lambda: sum('"archive"' in text for text in said()) == len(cluster.ready()), "every Job has its archive", 300
+    )
+    for pod in pods():
+        name = pod["metadata"]["name"]
+        archive = json.loads(cluster.kubectl("logs", "-n", namespace, name).splitlines()[0])
+        here = tmp_path / Path(archive["path"]).name
+        cluster.kubectl("cp", f"{namespace}/{name}:{archive['path']}", str(here))
+        checked = verify_archive(here)
+        assert checked.problems == ()
+        assert pod["spec"]["nodeName"] in here.name
+    cluster.kubectl("delete", "job,configmap", "-n", namespace, "-l", f"{LABEL}={label}")
+    cluster.eventually(lambda: not pods(), "the pods are gone", 300)
+
+
+def test_a_capture_of_retina_as_it_stands(runs: Runs, cluster: Api, shop: Shop, tmp_path: Path) -> None:
+    """Retina's own manifest: the pod's node, its packets, its folder on the node's disk."""
+    manifest = tmp_path / "capture.yaml"
+    manifest.write_text(f"""
+apiVersion: retina.sh/v1alpha1
+kind: Capture
+metadata: {{name: capture-shop, namespace: {shop.namespace}}}
+spec:
+  captureConfiguration:
+    captureTarget: {{podSelector: {{matchLabels: {{app: server}}}}}}
+    captureOption: {{duration: 2s, packetSize: 96, noResolveDNS: true}}
+  outputConfiguration: {{hostPath: tests}}
+""")
+    ended = runs.command("run", "--output", str(tmp_path / "runs"), str(manifest))
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    (archive,) = (tmp_path / "runs").glob("*/archives/*.tar.gz")
+    assert archive.name.startswith(f"capture-shop-{shop.node['server']}-")
+    assert verify_archive(archive).problems == ()
+    assert "noResolveDNS: changes what tcpdump prints" in ended.stderr
+    run = json.loads(next((tmp_path / "runs").glob("*/run.json")).read_text())
+    assert f"/var/log/retina/captures/tests/{archive.name}" in json.dumps(run)
+
+
+def test_kustomize_and_the_plug_in(runs: Runs, cluster: Api) -> None:
+    cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-k", str(REPOSITORY / "deploy"))
+    plugin = REPOSITORY / ".venv" / "bin" / "kubectl-retina_run"
+    if plugin.exists():  # installed, as a user has it; the tests run from a checkout too
+        old = os.environ["PATH"]
+        os.environ["PATH"] = f"{plugin.parent}:{old}"
+        try:
+            assert "retina-run" in cluster.kubectl("retina-run", "version")
+        finally:
+            os.environ["PATH"] = old
