@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,10 @@ def test_the_api_server_finds_nothing_wrong_and_the_jobs_need_no_runner(
     cluster.kubectl("create", "-f", "-", stdin=printed.stdout)
     _, *documents = printed.stdout.split("---\n")
     label = parse_document(documents[0].encode(), "first").value["metadata"]["labels"][LABEL]
-    pods = lambda: cluster.get("pods", "-n", namespace, "-l", f"{LABEL}={label}")["items"]  # noqa: E731
+
+    def pods() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = cluster.get("pods", "-n", namespace, "-l", f"{LABEL}={label}")["items"]
+        return found
 
     def said() -> list[str]:
         return [
