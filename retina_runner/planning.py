@@ -15,6 +15,7 @@ from retina_runner.errors import DocumentError, Problem
 from retina_runner.runbook import Capture, CollectorEntry, Runbook
 from retina_runner.units import format_duration, format_size
 
+COMPILE_LIMIT_S = 60.0
 FILTER_OPTIONS = ("filter", "include", "exclude", "source", "destination")
 
 
@@ -128,7 +129,14 @@ def expression(runbook: Runbook, entry: CollectorEntry, scope: filters.Expressio
     return filters.render(built)
 
 
-def compile_filters(runbook: Runbook, run: Callable[[Sequence[str]], process.Outcome]) -> tuple[Problem, ...]:
+def compile_here(argv: Sequence[str]) -> process.Outcome:
+    """Run libpcap's compiler on this machine. Long filters take seconds on a busy one; an unanswered name takes for ever."""
+    return process.run(argv, limit_s=COMPILE_LIMIT_S)
+
+
+def compile_filters(
+    runbook: Runbook, run: Callable[[Sequence[str]], process.Outcome] = compile_here
+) -> tuple[Problem, ...]:
     """What libpcap itself says of every filter of the runbook; nothing where this machine has no tcpdump."""
     if process.find("tcpdump") is None:
         return ()

@@ -96,6 +96,7 @@ class Runbook:
     fail_on_loss: bool
     compression: str
     keep: str
+    metrics: Mapping[str, str]
     uploads: tuple[Upload, ...]
     variables: Mapping[str, Any]
     sha256: str
@@ -166,6 +167,7 @@ def _build(document: Document, folder: Path, extra: Mapping[str, tuple[Any, str]
         fail_on_loss=whole["fail_on_loss"],
         compression=whole["compression"],
         keep=whole["keep"],
+        metrics=whole["metrics"],
         uploads=tuple(_upload(u, ("upload", i), folder) for i, u in enumerate(whole["upload"])),
         variables=known,
         sha256=hashlib.sha256(document.text.encode()).hexdigest(),

@@ -22,6 +22,7 @@ VERBS = (
     "retry",
     "upload",
     "download",
+    "exporter",
     "cleanup",
     "schedule",
     "prune",
@@ -124,6 +125,17 @@ def parser() -> argparse.ArgumentParser:
     resume = verb("resume", "take up a run whose runner died: wait for its agents, fetch, verify, remove", "resume")
     resume.add_argument("run", metavar="RUN_DIR")
     _conduct(resume)
+
+    exporter = verb(
+        "exporter", "serve the metrics of a runbook's plugins on this machine, until it is stopped", "exporter"
+    )
+    exporter.add_argument("runbook", metavar="RUNBOOK", help="a YAML runbook whose captures collect `ebpf`")
+    exporter.add_argument("-e", "--extra-vars", action="append", default=[], metavar="KEY=VALUE|@FILE",
+                          help="set variables of the runbook")  # fmt: skip
+    exporter.add_argument("--listen", metavar="[ADDRESS]:PORT", default="127.0.0.1:10093",
+                          help=":10093 for every address (default: 127.0.0.1:10093)")  # fmt: skip
+    exporter.add_argument("--most-series", type=int, default=2000, metavar="N",
+                          help="label sets of one metric; those beyond are added up in one (default: 2000)")  # fmt: skip
 
     upload = verb("upload", "store a run's archives at the targets where that failed", "upload")
     upload.add_argument("run", metavar="RUN_DIR")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from retina_runner import planning
-from retina_runner.agent import process
 from retina_runner.errors import DocumentError, Exit, Problem
 from retina_runner.runbook import load_runbook
 
@@ -15,7 +14,7 @@ def main(chosen: argparse.Namespace) -> int:
     for path in chosen.runbooks:
         try:
             runbook = load_runbook(path, chosen.extra_vars)
-            found = planning.compile_filters(runbook, process.run)
+            found = planning.compile_filters(runbook)
         except DocumentError as error:
             found = error.problems
         problems += found

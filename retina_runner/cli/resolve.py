@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retina_runner import naming, planning, shards
-from retina_runner.agent import process
 from retina_runner.bundle import AgentBundle, agent_bundle
 from retina_runner.cli.hosts import Hosts, limited
 from retina_runner.cli.pods import Pods, Reach
@@ -56,7 +55,7 @@ def resolve(chosen: argparse.Namespace) -> Resolved:
             places[capture.name] = _places(runbook, capture, hosts, pods)
         except DocumentError as error:
             problems += [p for p in error.problems if p not in problems]
-    problems += planning.compile_filters(runbook, process.run)
+    problems += planning.compile_filters(runbook)
     if problems:
         raise DocumentError(problems)
     places = limited(places, hosts.inventories, chosen.limit)

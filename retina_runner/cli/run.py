@@ -9,7 +9,7 @@ import signal
 import sys
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from retina_runner.delivery import Delivery, as_record, open_places
 from retina_runner.errors import Exit, PreflightError, UsageError
 from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.fleet import Adoption, Fleet, Target, Terms
-from retina_runner.report import Fold, exit_code, to_json
+from retina_runner.report import Fold, RunReport, exit_code, to_json
 from retina_runner.runbook import Limits, load_runbook
 from retina_runner.rundir import EventLog, RunDirectory
 from retina_runner.units import parse_size
@@ -150,7 +150,9 @@ def _run(resolved: Resolved, chosen: argparse.Namespace, delivery: Delivery, dea
         ],
     }  # fmt: skip
     named = Delivery(delivery.places, directory.name, delivery.keep)
-    how = Conduct(directory, tuple(targets), links, terms, named, resolved.agent, deadline_s)
+    how = Conduct(
+        directory, tuple(targets), links, terms, named, resolved.agent, deadline_s, metrics=resolved.runbook.metrics
+    )
     status = conduct(how, begin, chosen)
     prune.after_run(Path(chosen.output), resolved.runbook, quiet=chosen.quiet or chosen.quiet_ok or chosen.json)
     return status
@@ -166,6 +168,7 @@ class Conduct:
     terms: Terms
     delivery: Delivery
     agent: AgentBundle
+    metrics: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     deadline_s: float | None = None
 
 
@@ -186,11 +189,30 @@ def conduct(how: Conduct, begin: Mapping[str, Any], chosen: argparse.Namespace, 
     if interrupts.received and remains:
         recorder.add({"event": "interrupted", "signal": interrupts.received, "remains": list(remains)})
     status = recorder.end()
+    if how.metrics:
+        _publish(how, recorder.report)
     for problem in how.delivery.conclude(how.directory.summary.read_bytes()):
         print(f"retina-run: {problem}", file=sys.stderr)
     if status == Exit.NOT_UPLOADED:
         print(f"retina-run: to finish the uploads: retina-run upload {how.directory.path}", file=sys.stderr)
     return status
+
+
+def _publish(how: Conduct, report: RunReport) -> None:
+    """The run's counters for monitoring. What goes wrong is said, and changes nothing of the run."""
+    from retina_runner import publishing
+
+    texts = [
+        (n, publishing.metrics_of(how.directory.archives / Path(n.archive).name)) for n in report.nodes if n.archive
+    ]
+    content = publishing.render(report, texts)
+    try:
+        if "textfile" in how.metrics:
+            publishing.write_textfile(Path(how.metrics["textfile"]), report.runbook, content)
+        if "pushgateway" in how.metrics:
+            publishing.push(how.metrics["pushgateway"], report.runbook, content)
+    except publishing.NotPublished as why:
+        print(f"retina-run: metrics: {why}", file=sys.stderr)
 
 
 def terms_of(limits: Limits, chosen: argparse.Namespace, forks: int, nodes: int) -> Terms:
@@ -255,6 +277,11 @@ class Recorder:
         if numbered["event"] in ("run-start", "t0", "resumed"):
             self.save()
         self._view.event(numbered, self._fold.report())
+
+    @property
+    def report(self) -> RunReport:
+        """What has become of the run so far."""
+        return self._fold.report()
 
     def save(self) -> None:
         """Make `run.json` anew from the events so far."""

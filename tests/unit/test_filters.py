@@ -29,6 +29,7 @@ from retina_runner.filters import (
     parse_endpoint,
     render,
 )
+from retina_runner.planning import compile_here
 from tests.unit import reference_matcher as reference
 
 LINKTYPES = {reference.ETHERNET: "EN10MB", reference.COOKED2: "LINUX_SLL2"}
@@ -354,7 +355,7 @@ def test_the_sample_tells_filters_apart(samples: dict[int, Sample], linktype: in
 @pytest.mark.parametrize("entries_given", [["10.0.0.1", "10.0.0.1:80"], ["10.0.0.1:80", "10.0.0.1"]])
 def test_both_orders_compile(entries_given: list[str]) -> None:
     """Retina renders the first as `(host 10.0.0.1 and port )`, which only the node refuses."""
-    assert filters.compile_check(build(include=entries_given), run=process.run) is None
+    assert filters.compile_check(build(include=entries_given), run=compile_here) is None
 
 
 @pytest.mark.parametrize("asked", [{"exclude": ["22"]}, {"include": ["80"]}, {"filter": "tcp or not tcp"}])
@@ -426,7 +427,7 @@ def test_a_text_that_could_escape_is_refused(text: str, said: str) -> None:
 def test_pcap_filter_own_forms_are_accepted_and_compile(text: str) -> None:
     whole = build(filter=text, exclude=["22"])
     assert render(whole) == f"((not (port 22)) and ({text.strip()}))"
-    assert filters.compile_check(whole, run=process.run) is None
+    assert filters.compile_check(whole, run=compile_here) is None
 
 
 @pytest.mark.parametrize(
@@ -457,7 +458,7 @@ def test_what_isnt_a_filter_stays_a_syntax_error(tmp_path: Path, text: str) -> N
         build(filter=text.format(target)),
         build(filter=text.format(target), source=["10.0.0.1"], include=["80"]),
     ):
-        why = filters.compile_check(whole, run=process.run)
+        why = filters.compile_check(whole, run=compile_here)
         assert why is not None
         assert "syntax error" in why
     assert not target.exists()
@@ -485,9 +486,9 @@ def test_a_text_means_the_same_behind_our_parts_as_alone(samples: dict[int, Samp
 
 
 def test_a_filter_that_compiles_for_one_link_type_is_left_to_the_node() -> None:
-    assert filters.compile_check(Raw("vlan 3"), run=process.run) is None
-    assert filters.compile_check("(ether host 00:11:22:33:44:55)", run=process.run) is None
-    why = filters.compile_check(Raw("vlan 3"), linktypes=("LINUX_SLL2",), run=process.run)
+    assert filters.compile_check(Raw("vlan 3"), run=compile_here) is None
+    assert filters.compile_check("(ether host 00:11:22:33:44:55)", run=compile_here) is None
+    why = filters.compile_check(Raw("vlan 3"), linktypes=("LINUX_SLL2",), run=compile_here)
     assert why == "no VLAN support for Linux cooked v2"
 
 
@@ -502,7 +503,7 @@ def test_a_filter_that_compiles_for_one_link_type_is_left_to_the_node() -> None:
     ],
 )
 def test_why_it_doesnt_compile_is_libpcaps_answer(text: str, said: str) -> None:
-    assert filters.compile_check(Raw(text), run=process.run) == said
+    assert filters.compile_check(Raw(text), run=compile_here) == said
 
 
 @dataclass

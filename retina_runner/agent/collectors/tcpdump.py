@@ -32,7 +32,8 @@ from retina_runner.agent.collectors import Collector
 from retina_runner.agent.context import COMPLETE, LOSSY, PARTIAL, UNKNOWN, Context, Gap, Verdict
 from retina_runner.agent.pcap import Cutter
 
-READY_LIMIT_S = 10.0
+READY_LIMIT_S = 20.0
+COMPILE_LIMIT_S = 30.0
 POLL_S = 0.1
 STATISTICS_EVERY_S = 2.0
 CHUNK_BYTES = 1 << 20
@@ -513,7 +514,7 @@ def problems(options: Mapping[str, Any]) -> Tuple[List[Gap], List[Gap]]:
         return [gap], []
     fatal: List[Gap] = []
     for interface in interfaces:
-        outcome = process.run(compile_argv(options, interface), limit_s=READY_LIMIT_S)
+        outcome = process.run(compile_argv(options, interface), limit_s=COMPILE_LIMIT_S)
         if not outcome.ok:
             why = _last_words(outcome.stderr).replace("tcpdump: ", "", 1) if not outcome.timed_out else outcome.why()
             what = (
@@ -541,5 +542,5 @@ def _too_long(options: Mapping[str, Any], interface: str) -> bool:
     """Whether the filter as generated is more than the kernel takes, so that only an optimised one can run there."""
     if not options.get("expression"):
         return False
-    program = process.run(compile_argv(options, interface, optimise=False), limit_s=READY_LIMIT_S)
+    program = process.run(compile_argv(options, interface, optimise=False), limit_s=COMPILE_LIMIT_S)
     return program.ok and len(program.stdout.splitlines()) > MOST_INSTRUCTIONS

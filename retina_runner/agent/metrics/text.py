@@ -42,7 +42,7 @@ def prometheus(samples: Iterable[Sample], families: Mapping[str, Family], consta
     """Prometheus text format 0.0.4. `constant` labels are put before each sample's own."""
     lines: List[str] = []
     for family, members in grouped(samples, families):
-        lines.append(f"# HELP {family.name} {_escaped(family.help, quotes=False)}")
+        lines.append(f"# HELP {family.name} {escaped(family.help, quotes=False)}")
         lines.append(f"# TYPE {family.name} {family.kind}")
         lines += [_line(s, constant) for s in members]
     return "\n".join(lines) + "\n" if lines else ""
@@ -60,7 +60,7 @@ def openmetrics(samples: Iterable[Sample], families: Mapping[str, Family], const
         lines.append(f"# TYPE {name} {kind}")
         if family.unit and name.endswith("_" + family.unit):
             lines.append(f"# UNIT {name} {family.unit}")
-        lines.append(f"# HELP {name} {_escaped(family.help, quotes=True)}")
+        lines.append(f"# HELP {name} {escaped(family.help, quotes=True)}")
         lines += [_line(s, constant) for s in members]
     return "\n".join([*lines, "# EOF"]) + "\n"
 
@@ -83,7 +83,7 @@ def document(samples: Iterable[Sample], families: Mapping[str, Family]) -> List[
 
 
 def _line(sample: Sample, constant: Sequence[Tuple[str, str]]) -> str:
-    labels = ",".join(f'{k}="{_escaped(v, quotes=True)}"' for k, v in (*constant, *sample.labels))
+    labels = ",".join(f'{k}="{escaped(v, quotes=True)}"' for k, v in (*constant, *sample.labels))
     return (
         f"{sample.metric}{{{labels}}} {number(sample.value)}" if labels else f"{sample.metric} {number(sample.value)}"
     )
@@ -104,6 +104,7 @@ def _json_number(value: Number) -> Any:
     return value if isinstance(value, int) or math.isfinite(value) else number(value)
 
 
-def _escaped(text: str, quotes: bool) -> str:
+def escaped(text: str, quotes: bool) -> str:
+    """Text as HELP lines (without quotes) and label values (with them) want it."""
     text = text.replace("\\", "\\\\").replace("\n", "\\n")
     return text.replace('"', '\\"') if quotes else text

@@ -1,0 +1,1 @@
+"""The exporter and what is published, read by real Prometheus programs."""

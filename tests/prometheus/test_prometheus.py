@@ -1,0 +1,242 @@
+"""Real Prometheus programs read what we serve and write: promtool's parser, a server that scrapes, a Pushgateway.
+
+`RETINA_TEST_PROMETHEUS` names the folder with `prometheus`, `promtool` and `prometheus-pushgateway`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import REPOSITORY, RETINA_RUN, Lab, Run, eventually
+
+pytestmark = [pytest.mark.root, pytest.mark.prometheus]
+
+RUNBOOK = """
+name: live
+duration: 2s
+captures:
+  - collect:
+      - ebpf: {plugins: [linuxutil, softirq, packetforward, dropreason, packetparser, dns, tcpretrans]}
+"""
+
+
+def program(name: str) -> str:
+    folder = os.environ.get("RETINA_TEST_PROMETHEUS")
+    assert folder, "RETINA_TEST_PROMETHEUS isn't set; .ci/steps/40-prometheus does it"
+    path = Path(folder) / name
+    assert path.is_file(), path
+    return str(path)
+
+
+def checked(text: str) -> str:
+    """promtool's complaints of the format; its advice on names (Retina's own don't end in _total) is none."""
+    done = subprocess.run(
+        [program("promtool"), "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
+    said = (done.stderr + done.stdout).splitlines()
+    return "\n".join(line for line in said if "error" in line.lower() or "parsing" in line.lower())
+
+
+def get(url: str, accept: str = "") -> tuple[int, str, str]:
+    request = urllib.request.Request(url, headers={"Accept": accept} if accept else {})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.headers["Content-Type"], answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, "", error.read().decode()
+
+
+def free_port() -> int:
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        return int(door.getsockname()[1])
+
+
+@contextmanager
+def exporter(tmp_path: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    path = tmp_path / "live.yaml"
+    path.write_text(RUNBOOK)
+    process = subprocess.Popen(
+        [*RETINA_RUN, "exporter", str(path), "--listen", "127.0.0.1:0", *words],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("listening on"):
+                break
+        yield process, f"http://127.0.0.1:{line.split()[-1]}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def value(text: str, start: str) -> float:
+    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(start))
+
+
+def test_what_is_served_is_right_in_both_formats(tmp_path: Path) -> None:
+    with exporter(tmp_path) as (_, url):
+        assert get(f"{url}/healthz")[0] == 200
+        status, kind, text = get(f"{url}/metrics")
+        assert (status, kind.startswith("text/plain; version=0.0.4")) == (200, True)
+        assert checked(text) == ""
+        for name in ("networkobservability_tcp_state", "networkobservability_forward_count", "retinarun_plugin_info"):
+            assert f"# TYPE {name} " in text
+        status, kind, text = get(f"{url}/metrics", "application/openmetrics-text; version=1.0.0")
+        assert kind.startswith("application/openmetrics-text")
+        assert text.endswith("# EOF\n")
+        assert get(f"{url}/nothing")[0] == 404
+
+
+def test_a_real_server_scrapes_it_and_no_counter_falls(tmp_path: Path) -> None:
+    with exporter(tmp_path) as (_, url):
+        port = free_port()
+        (tmp_path / "prometheus.yml").write_text(json.dumps({
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+            "scrape_configs": [{"job_name": "retina", "static_configs": [{"targets": [url.removeprefix("http://")]}]}],
+        }))  # fmt: skip
+        server = subprocess.Popen(
+            [program("prometheus"), f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
+             f"--web.listen-address=127.0.0.1:{port}", "--web.external-url=http://localhost/"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+        def asked(query: str) -> list[dict[str, Any]]:
+            try:
+                _, _, text = get(f"http://127.0.0.1:{port}/api/v1/query?query={urllib.parse.quote(query)}")
+                found: list[dict[str, Any]] = json.loads(text)["data"]["result"]
+                return found
+            except (OSError, ValueError, KeyError):
+                return []
+
+        try:
+            reads = "count_over_time(retinarun_exporter_reads_total[5m])"
+            eventually(lambda: asked(reads) and float(asked(reads)[0]["value"][1]) >= 5, "five scrapes", 120)
+            assert asked("up")[0]["value"][1] == "1"
+            falls = 'resets({__name__=~"networkobservability_.*(count|bytes|stats)"}[5m]) > 0'
+            assert [r for r in asked(falls) if "ACTIVE" not in json.dumps(r)] == []
+            assert asked("networkobservability_forward_count")
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+@pytest.mark.timeout(600)
+def test_ten_thousand_flows_are_bounded_and_memory_stays(tmp_path: Path) -> None:
+    """1,000 scrapes and 10,000 flows: the label sets stay under the bound, and the memory where it was."""
+    with exporter(tmp_path, "--most-series", "200") as (process, url):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for number in range(10_000):
+                sender.sendto(b"x", ("127.0.0.1", 20_000 + number))
+
+        def resident() -> int:
+            pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+            return pages * os.sysconf("SC_PAGE_SIZE")
+
+        scrapes, reads = 0, 0.0
+        while reads < 6:  # a read is shared by the scrapes of a second; the first ones find out how much room they take
+            _, _, text = get(f"{url}/metrics")
+            scrapes, reads = scrapes + 1, value(text, "retinarun_exporter_reads_total")
+        warm = resident()
+        while scrapes < 1000 or reads < 16:
+            status, _, text = get(f"{url}/metrics")
+            assert status == 200
+            scrapes, reads = scrapes + 1, value(text, "retinarun_exporter_reads_total")
+        assert resident() < warm * 1.25 + 8_000_000
+        by_metric: dict[str, int] = {}
+        for line in text.splitlines():
+            if not line.startswith("#"):
+                name = line.split("{")[0].split(" ")[0]
+                by_metric[name] = by_metric.get(name, 0) + 1
+        assert max(n for m, n in by_metric.items() if not m.startswith("retinarun_plugin")) <= 201
+        assert value(text, "retinarun_exporter_overflow_series") > 0
+
+
+def test_a_finished_run_is_in_the_textfile_and_at_the_pushgateway(lab: Lab, tmp_path: Path) -> None:
+    """The Pushgateway is in the lab's namespace, where the runner is."""
+    folder = tmp_path / "textfile"
+    folder.mkdir()
+    gateway = subprocess.Popen(
+        ["ip", "netns", "exec", lab.a, program("prometheus-pushgateway"), "--web.listen-address=127.0.0.1:9091"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        ready = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9091/-/ready', timeout=5)"
+        eventually(
+            lambda: subprocess.run(
+                ["ip", "netns", "exec", lab.a, sys.executable, "-c", ready], stderr=subprocess.DEVNULL, check=False
+            ).returncode == 0,
+            "the gateway is up",
+        )  # fmt: skip
+        run = Run(
+            f"{RUNBOOK}metrics: {{textfile: {folder}, pushgateway: 'http://127.0.0.1:9091'}}\n", tmp_path, netns=lab.a
+        )
+        assert run.end() == 0, run.events
+        assert run.stderr == ""
+        (file,) = folder.iterdir()
+        text = file.read_text()
+        assert file.name == "retina-run-live.prom"
+        assert file.stat().st_mode & 0o777 == 0o644
+        assert checked(text) == ""
+        assert 'retinarun_run_nodes_collected{runbook="live"} 1' in text
+        asking = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9091/metrics', timeout=30).read().decode())"
+        pushed = lab.inside(lab.a, sys.executable, "-c", asking)
+        assert "retinarun_run_nodes_collected" in pushed
+        assert 'job="retina-run"' in pushed
+    finally:
+        gateway.kill()
+        gateway.wait()
+
+
+def test_a_gateway_that_is_not_there_costs_nothing_but_a_word(lab: Lab, tmp_path: Path) -> None:
+    run = Run(
+        "{name: gone, duration: 1s, metrics: {pushgateway: 'http://127.0.0.1:9091', textfile: /nowhere},"
+        " captures: [{collect: [{command: {argv: [uname]}}]}]}",
+        tmp_path,
+        netns=lab.a,
+    )
+    assert run.end() == 0
+    assert "/nowhere" in run.stderr
+
+
+def test_the_shipped_scrape_configuration_and_dashboard_are_what_prometheus_reads(tmp_path: Path) -> None:
+    """Every metric that a panel asks for is one that a plugin describes or that we serve; every expression parses."""
+    from retina_runner.agent.metrics import account, plugins
+    from retina_runner.exporting import OWN
+
+    done = subprocess.run(
+        [program("promtool"), "check", "config", "--syntax-only", str(REPOSITORY / "deploy/prometheus/prometheus.yml")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    dashboard = json.loads((REPOSITORY / "deploy/grafana/retina-run.json").read_text())
+    known = {**plugins.families([plugins.load(n) for n in plugins.names()]), **account.FAMILIES, **OWN}
+    rules = []
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            expression = target["expr"].replace("$__rate_interval", "5m").replace("$instance", ".*")
+            rules.append({"record": f"panel:{panel['id']}", "expr": expression})
+            for name in re.findall(r"\b(?:networkobservability|retinarun)_[a-z_]*[a-z]\b(?!_?\()", expression):
+                assert name in known, (panel["title"], name)
+    path = tmp_path / "rules.json"
+    path.write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
+    done = subprocess.run(
+        [program("promtool"), "check", "rules", str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
