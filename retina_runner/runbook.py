@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retina_runner import schema, translate, variables
+from retina_runner import own_plugins, schema, translate, variables
 from retina_runner.documents import Document, Path_, nearest, parse_document
 from retina_runner.documents import load_document as _load
 from retina_runner.errors import DocumentError, Problem
@@ -193,7 +193,7 @@ def _capture(
     entries: list[CollectorEntry] = []
     collect = given.get("collect", schema.load("runbook")["$defs"]["capture"]["properties"]["collect"]["default"])
     for index, item in enumerate(collect if isinstance(collect, list) else []):
-        entry = _entry(document, item, (*path, "collect", index), problems, [e.name for e in entries])
+        entry = _entry(document, item, (*path, "collect", index), folder, problems, [e.name for e in entries])
         if entry is not None:
             entries.append(entry)
     nodes = _nodes(given["nodes"], folder) if "nodes" in given else LocalNodes(implied=True)
@@ -201,7 +201,7 @@ def _capture(
 
 
 def _entry(
-    document: Document, item: Any, path: Path_, problems: list[Problem], before: list[str]
+    document: Document, item: Any, path: Path_, folder: Path, problems: list[Problem], before: list[str]
 ) -> CollectorEntry | None:
     """One item of `collect`; None, with a problem noted, when it isn't one."""
     if isinstance(item, dict) and len(item) != 1:
@@ -231,7 +231,11 @@ def _entry(
         return None
     number = before.count(name) + 1
     identifier = name if number == 1 else f"{name}-{number}"
-    return CollectorEntry(identifier, name, schema.normalise(options, schema.load(f"collectors/{name}")), inside)
+    whole = schema.normalise(options, schema.load(f"collectors/{name}"))
+    if name == "ebpf":
+        whole["files"], wrong = own_plugins.read(document, whole["files"], (*inside, "files"), folder)
+        problems += wrong
+    return CollectorEntry(identifier, name, whole, inside)
 
 
 def _nodes(nodes: Any, folder: Path) -> Nodes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ ENTRIES = {
     "mtu-black-hole": ["commands/command/before.stdout"],
     "iptables-counters": ["state/delta/iptables.json"],
     "long-ring": ["state/delta/network-state.json"],
+    "own-plugin": ["metrics/metrics.json", "metrics/metrics.prom", "metrics/series.jsonl"],
 }
 
 
@@ -33,6 +35,7 @@ def test_a_shipped_runbook_runs(lab: Lab, tmp_path: Path, name: str) -> None:
     """As it stands but for its duration, which is cut to two seconds in a copy."""
     text = (REPOSITORY / "runbooks" / f"{name}.yaml").read_text()
     (before,) = [line for line in text.splitlines() if line.startswith("duration:")]
+    shutil.copytree(REPOSITORY / "runbooks" / "plugins", tmp_path / "plugins")
     run = Run(text.replace(before, "duration: 2s"), tmp_path, netns=lab.a)
     run.wait_for("window")
     lab.send("10.93.0.2", 53, 25)

@@ -118,6 +118,7 @@ class BpfSource(Source):
             "tracepoints": sorted({h["target"] for h in hooks if h["kind"] == RAW}),
             "enumerations": ENUMERATIONS,
             "defines": {"FLOW_ENTRIES": self._options["flow_entries"], **{f"WITH_{p.name}": 1 for p in group}},
+            "offsets": {o: place for p in group for o, place in p.document.get("offsets", {}).items()},
             "include": str(self._headers()),
             "answer": str(answer),
         }

@@ -65,7 +65,8 @@ class NoBcc(Exception):
 
 
 def compile_unit(request: Mapping[str, Any]) -> Dict[str, Any]:
-    """`text`, `programs` [names], `tracepoints` [names], `enumerations` [names], `defines` and the folder `include` in;
+    """`text`, `programs` [names], `tracepoints` [names], `enumerations` [names], `defines`, `offsets` {O_NAME:
+    "structure.member"} beside those of OFFSETS, and the folder `include` in;
     `maps`, `programs` {name: code}, `tracepoints` {name: arguments or null}, `enumerations` out."""
     os.environ["BCC_KERNEL_SOURCE"] = request["include"]
     bcc = _import()
@@ -79,7 +80,8 @@ def compile_unit(request: Mapping[str, Any]) -> Dict[str, Any]:
             enumerations[name] = {}
     flags = [f"-D{name}={value}" for name, value in request["defines"].items()]
     flags += [f"-DTP_ARGS_{name}={number}" for name, number in tracepoints.items() if number is not None]
-    flags += [f"-D{name}={types.offset(*OFFSETS[name])}" for name in _wanted(request["text"]) if name in OFFSETS]
+    known = {**OFFSETS, **{name: tuple(place.split(".", 1)) for name, place in request["offsets"].items()}}
+    flags += [f"-D{name}={types.offset(*known[name])}" for name in _wanted(request["text"]) if name in known]
     flags += ["-DRETINARUN_KERNEL=KERNEL_VERSION({},{},{})".format(*kernel_version()), "-Wno-unused-function"]
     del types
 
