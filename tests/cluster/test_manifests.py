@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +56,7 @@ def test_the_api_server_finds_nothing_wrong_and_the_jobs_need_no_runner(
         ]
 
     cluster.eventually(
-        lambda: sum('"archive"' in text for text in said()) == len(cluster.ready()), "every Job has its archive", 300
+        lambda: sum('"archive"' in text for text in said()) == len(documents) // 2, "every Job has its archive", 300
     )
     for pod in pods():
         name = pod["metadata"]["name"]
@@ -90,13 +93,37 @@ spec:
     assert f"/var/log/retina/captures/tests/{archive.name}" in json.dumps(run)
 
 
-def test_kustomize_and_the_plug_in(runs: Runs, cluster: Api) -> None:
-    cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-k", str(REPOSITORY / "deploy"))
-    plugin = REPOSITORY / ".venv" / "bin" / "kubectl-retina_run"
+RIGHTS = [
+    ("create", "jobs.batch", "retina-run"),
+    ("create", "pods --subresource=exec", "retina-run"),
+    ("list", "pods", "default"),
+    ("list", "nodes", "default"),
+]
+
+
+def test_kustomize_grants_what_the_runner_needs_and_the_plug_in_is_found(cluster: Api) -> None:
+    folder = str(REPOSITORY / "deploy")
+    user = "--as=system:serviceaccount:retina-run:retina-run"
+    cluster.kubectl("apply", "--validate=strict", "-k", folder)
+    try:
+        for verb, resource, namespace in RIGHTS:
+            words = (verb, *resource.split(), user, "-n", namespace)
+            cluster.eventually(partial(may, cluster, *words), f"{verb} {resource} is granted")
+        assert not may(cluster, "create", "pods", "--subresource=exec", user, "-n", "default")
+        assert not may(cluster, "get", "secrets", user, "-n", "retina-run")
+    finally:
+        cluster.kubectl("delete", "-k", folder, "--wait=false")
+    plugin = Path(sys.executable).parent / "kubectl-retina_run"
+    env = {**os.environ, "PATH": f"{plugin.parent}:{os.environ['PATH']}"}
     if plugin.exists():  # installed, as a user has it; the tests run from a checkout too
-        old = os.environ["PATH"]
-        os.environ["PATH"] = f"{plugin.parent}:{old}"
-        try:
-            assert "retina-run" in cluster.kubectl("retina-run", "version")
-        finally:
-            os.environ["PATH"] = old
+        words = [cluster.program(), "retina-run", "version"]
+        told = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120, check=True)
+        assert "retina-run" in told.stdout
+
+
+def may(cluster: Api, *words: str) -> bool:
+    """`kubectl auth can-i`, whose no is an exit status."""
+    try:
+        return cluster.kubectl("auth", "can-i", *words).strip() == "yes"
+    except RuntimeError:
+        return False
