@@ -116,8 +116,8 @@ def test_kustomize_grants_what_the_runner_needs_and_the_plug_in_is_found(cluster
     plugin = Path(sys.executable).parent / "kubectl-retina_run"
     env = {**os.environ, "PATH": f"{plugin.parent}:{os.environ['PATH']}"}
     if plugin.exists():  # installed, as a user has it; the tests run from a checkout too
-        words = [cluster.program(), "retina-run", "version"]
-        told = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120, check=True)
+        command = [cluster.program(), "retina-run", "version"]
+        told = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
         assert "retina-run" in told.stdout
 
 
