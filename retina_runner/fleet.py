@@ -260,7 +260,8 @@ class Fleet:
             return
         begun = time.monotonic()
         self._note_unclean(target, target.directory)
-        self._persistently(target, lambda: link.call("start", target.directory, stdin=target.plan))
+        limit_s = max(15.0, self._terms.ready_timeout_s)
+        self._persistently(target, lambda: link.call("start", target.directory, stdin=target.plan, limit_s=limit_s))
         call_s = time.monotonic() - begun
         follower = _Follower(self, target)
         for event in follower.until("ready", "end"):

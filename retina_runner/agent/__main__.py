@@ -1,5 +1,5 @@
 """The agent's verbs, one JSON object a line on stdout: check, start, release, events, alive, fetch, upload, keep, stop, remove,
-clock, hold.
+clock, serve, hold.
 
 Exit status 0 when the verb did what it says, 2 for a plan or directory that won't do, 1 for a bug (a traceback).
 """
@@ -17,6 +17,8 @@ from typing import Any, Dict, Optional, Sequence
 
 FOLLOW_POLL_S = 0.05
 READ_BYTES = 1 << 20
+GONE = 3
+"""Exit status of `events` when no agent lives in the directory any more and none has said `end`."""
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -53,6 +55,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     check = verbs.choices["check"]
     check.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where `start` would be told to work")
     verbs.add_parser("clock", help="answer each line on stdin with this node's Unix time")
+    verbs.add_parser("serve", help="answer requests on stdin, one a line: all verbs over one connection")
     holds = verbs.add_parser("hold", help="be a pod's first process: wait while agents work below DIRECTORY")
     holds.add_argument("directory", type=Path)
     holds.add_argument(
@@ -151,8 +154,10 @@ def _events(chosen: argparse.Namespace) -> int:
             sys.stdout.buffer.flush()
             if chunk:
                 continue
-            if ended or not alive or time.monotonic() >= deadline:
+            if ended or time.monotonic() >= deadline:
                 break
+            if not alive:
+                return GONE
             time.sleep(FOLLOW_POLL_S)
     except BrokenPipeError:
         # Whoever listened is gone; the agent isn't concerned.
@@ -260,6 +265,12 @@ def _hold(chosen: argparse.Namespace) -> int:
     except PlanError as error:
         return _refuse(str(error))
     return hold(chosen.directory, chosen.limit, solo)
+
+
+def _serve(chosen: argparse.Namespace) -> int:
+    from retina_runner.agent.serve import serve
+
+    return serve(main)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Hosts over SSH: the agent is one file put there once, its verbs are commands, its events lines of a channel.
+"""Hosts over SSH: the agent is one file put there once, and one process of it serves all that is asked over a connection.
 
 Nothing on the node depends on the connection. With `become`, everything runs by sudo(8); its password goes by standard
 input and only when sudo asks for one, never by argv.
@@ -14,50 +14,21 @@ from typing import Any
 
 from retina_runner.bundle import AgentBundle
 from retina_runner.executors import Clock, LinkLost, LinkRefused
-from retina_runner.executors.local import FOLLOW_S, answer_of
+from retina_runner.executors.local import answer_of
+from retina_runner.executors.ssh_bootstrap import LOADER, opening
 from retina_runner.executors.ssh_channel import Channel, Finished, LimitReached, run
 from retina_runner.executors.ssh_connect import Connector
+from retina_runner.executors.ssh_serve import INTERRUPT, Served
 from retina_runner.inventory.connection import Connection
 from retina_runner.secrets import SecretError, read_secret
 
 PINGS = 12
+FOLLOW_S = 600.0
+SERVED = b'{"served"'
 CLOCKS_AT_ONCE = 4
 """Our own queueing is what spoils a measured round trip: few nodes at a time."""
 INSTALL_LIMIT_S = 120.0
 FETCH_LIMIT_S = 60.0
-_INSTALL = """
-import hashlib, os, sys
-work, name, digest, size = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-def say(word):
-    sys.stdout.write(word + "\\n"); sys.stdout.flush()
-try:
-    os.makedirs(work, mode=0o700, exist_ok=True)
-    target = os.path.join(work, name)
-    try:
-        with open(target, "rb") as file:
-            have = hashlib.sha256(file.read()).hexdigest() == digest
-    except FileNotFoundError:
-        have = False
-    if have:
-        say("have")
-    else:
-        say("want")
-        data = sys.stdin.buffer.read(size)
-        if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
-            say("error it came over damaged"); sys.exit(0)
-        part = "%s.%d.part" % (target, os.getpid())
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            os.replace(part, target)
-        except OSError:
-            os.unlink(part)
-            raise
-        say("have")
-except OSError as error:
-    say("error %s: %s" % (error.filename or work, error.strerror))
-"""
 _clocks = threading.BoundedSemaphore(CLOCKS_AT_ONCE)
 
 
@@ -74,7 +45,7 @@ class SshLink:
         self._client: Any = None
         self._sudo: tuple[str, ...] = ()
         self._password = b""
-        self._agent = ""
+        self._served: Served | None = None
         self._bundle: AgentBundle | None = None
 
     # -- the connection ------------------------------------------------------------------------------------------------
@@ -90,6 +61,7 @@ class SshLink:
             ) from error
 
     def close(self) -> None:
+        self._hang_up()
         if self._client is not None:
             self._client.close()
             self._client = None
@@ -137,105 +109,176 @@ class SshLink:
     def _run(self, argv: Sequence[str], stdin: bytes = b"", limit_s: float = 60.0) -> Finished:
         return run(self._transport(), [*self._sudo, *argv], self._password + stdin, limit_s)
 
-    def _python(self, *arguments: str) -> list[str]:
-        # Isolated: neither PYTHON* variables nor a user's site-packages can change what runs, perhaps as root.
-        return [self._to.python, "-I", *arguments]
-
     # -- the agent -------------------------------------------------------------------------------------------------------
 
     def install(self, agent: AgentBundle) -> None:
-        argv = self._python("-c", _INSTALL, self._work, agent.name, agent.sha256, str(len(agent.content)))
+        """Put the agent there if it isn't, and have it serve; one interpreter for the whole connection."""
+        self._bundle = agent
+        self._hang_up()
+        # Isolated: neither PYTHON* variables nor a user's site-packages can change what runs, perhaps as root.
+        argv = [*self._sudo, self._to.python, "-I", "-c", LOADER]
+        channel = Channel(self._transport(), argv, large=True)
+        self._served = served = Served(channel)
         try:
-            with Channel(self._transport(), [*self._sudo, *argv]) as channel:
-                channel.send(self._password, close=False)
-                words = b""
-                for chunk in channel.chunks(INSTALL_LIMIT_S):
-                    words += chunk
-                    if words == b"want\n":
-                        channel.send(agent.content, INSTALL_LIMIT_S, close=False)
-                status = channel.status(INSTALL_LIMIT_S)
-                said = channel.stderr.decode("utf-8", "replace")
+            served.send(self._password + opening(agent, self._work))
+            if not self._told(served, "agent")["have"]:
+                served.send(agent.content)
+            self._told(served, "ready")
+        except LinkLost:
+            why = self._why_ended(channel)
+            self._hang_up()
+            if why is None:
+                raise
+            raise why from None
         except LimitReached as error:
+            self._hang_up()
             raise LinkLost(f"installing the agent: {error}") from error
-        last = words.decode("utf-8", "replace").strip().splitlines()[-1:] or [""]
-        if last[0] == "have":
-            self._agent, self._bundle = f"{self._work}/{agent.name}", agent
-            return
-        if status == 127 or ("not found" in said and self._to.python in said):
-            raise LinkRefused(self._to.python, "not installed on the host",
-                              "install python3 (3.9 or newer), or set ansible_python_interpreter")  # fmt: skip
-        why = last[0].removeprefix("error ") or _last(said) or f"exit status {status}"
-        hint = "free some space there, or choose another place with retina_work_dir" if "No space" in why else ""
-        raise LinkRefused(self._work, why, hint or "choose another place with retina_work_dir in the inventory")
+        except LinkRefused:
+            self._hang_up()
+            raise
 
-    def _verb(self, verb: str, *arguments: str) -> list[str]:
-        if not self._agent:
-            raise LinkRefused("agent", "it isn't installed yet")
-        return [*self._sudo, *self._python(self._agent, verb, *arguments)]
+    def _told(self, served: Served, key: str) -> Any:
+        """The value of that key in the next line that has it; a login shell's own words may come before."""
+        while True:
+            try:
+                answer = json.loads(served.line(INSTALL_LIMIT_S))
+            except ValueError:
+                continue
+            if not isinstance(answer, dict):
+                continue
+            told = answer.get("agent")
+            if isinstance(told, dict) and "refused" in told:
+                raise LinkRefused(**told["refused"])
+            if key in answer:
+                return answer[key]
+
+    def _why_ended(self, channel: Channel) -> LinkRefused | None:
+        """What kept the interpreter from starting, if it has ended by itself."""
+        try:
+            status = channel.status(5.0)
+        except (LinkLost, LimitReached):
+            return None
+        said = channel.stderr.decode("utf-8", "replace")
+        if status == 127 or ("not found" in said and self._to.python in said):
+            return LinkRefused(self._to.python, "not installed on the host",
+                               "install python3 (3.9 or newer), or set ansible_python_interpreter")  # fmt: skip
+        return LinkRefused("agent", _last(said) or f"exit status {status}", "does python3 work there?")
+
+    def _serving(self) -> Served:
+        if self._served is None:
+            if self._bundle is None:
+                raise LinkRefused("agent", "it isn't installed yet")
+            self.install(self._bundle)
+        assert self._served is not None
+        return self._served
+
+    def _hang_up(self) -> None:
+        """End the agent's session, not the connection."""
+        if self._served is not None:
+            self._served.channel.close()
+            self._served = None
 
     def call(self, verb: str, *arguments: str, stdin: bytes = b"", limit_s: float = 60.0) -> dict[str, Any]:
-        for again in (True, False):
-            try:
-                done = run(self._transport(), self._verb(verb, *arguments), self._password + stdin, limit_s)
-            except LimitReached as error:
-                raise LinkRefused(f"agent {verb}", f"no answer: {error}") from error
-            if again and self._bundle is not None and done.status == 2 and b"can't open file" in done.stderr:
-                # The last plan of another run, ending just now, has taken it away.
-                self.install(self._bundle)
-                continue
-            return answer_of(verb, done.status, done.stdout, done.stderr)
-        raise AssertionError("unreachable")
+        served = self._serving()
+        deadline = time.monotonic() + limit_s
+        lines: list[bytes] = []
+        try:
+            served.request(verb, arguments=arguments, stdin=stdin.decode())
+            while True:
+                line = served.line(max(0.0, deadline - time.monotonic()))
+                if line.startswith(SERVED):
+                    end = json.loads(line)
+                    return answer_of(verb, end["served"], b"\n".join(lines), end["stderr"].encode())
+                lines.append(line)
+        except LimitReached as error:
+            self._hang_up()
+            raise LinkRefused(f"agent {verb}", f"no answer within {limit_s:.0f} s") from error
+        except LinkLost:
+            self._hang_up()
+            raise
 
     def events(self, directory: str, first: int, give_up: threading.Event) -> Iterator[dict[str, Any]]:
         while not give_up.is_set():
-            got = 0
-            argv = self._verb("events", directory, "--from", str(first), "--follow", str(FOLLOW_S))
-            with Channel(self._transport(), argv) as channel:
-                channel.send(self._password)
-                rest = b""
-                try:
-                    for chunk in channel.chunks(FOLLOW_S + 60, give_up):
-                        *lines, rest = (rest + chunk).split(b"\n")
-                        for line in lines:
-                            event: dict[str, Any] = json.loads(line)
-                            if "event" not in event:
-                                return  # the directory is gone
-                            got, first = got + 1, first + 1
+            served = self._serving()
+            ended = asked = False
+            lines: list[bytes] = []
+            try:
+                served.request("events", arguments=[directory, "--from", str(first), "--follow", str(FOLLOW_S)])
+                while not ended:
+                    if give_up.is_set() and not asked:
+                        served.send(INTERRUPT)
+                        asked = True
+                    lines = served.poll()
+                    while lines:
+                        line = lines.pop(0)
+                        if line.startswith(SERVED):
+                            ended = True
+                            if json.loads(line)["served"] != 0:
+                                return  # nobody lives there any more
+                            continue
+                        event: dict[str, Any] = json.loads(line)
+                        if "event" in event:  # anything else says that the directory is gone, as the status will
+                            first += 1
                             yield event
-                            if event["event"] == "end":
-                                return
-                except LimitReached as error:
-                    raise LinkLost(f"events: {error}") from error
-            if not got and not give_up.is_set() and not self.call("alive", directory)["alive"]:
-                return
+            except LinkLost:
+                self._hang_up()
+                raise
+            finally:
+                if not ended and self._served is served:
+                    served.unread(lines)
+                    self._interrupt(served, asked)
+
+    def _interrupt(self, served: Served, asked: bool) -> None:
+        """Whoever listened has heard enough; the session is free for the next request."""
+        try:
+            if not asked:
+                served.send(INTERRUPT)
+            while not served.line(INSTALL_LIMIT_S).startswith(SERVED):
+                pass
+        except (LinkLost, LimitReached):
+            self._hang_up()
 
     def fetch(self, directory: str, name: str, offset: int) -> Iterator[bytes]:
-        argv = self._verb("fetch", directory, "--name", name, "--offset", str(offset))
-        with Channel(self._transport(), argv, large=True) as channel:
-            channel.send(self._password)
-            try:
-                yield from channel.chunks(FETCH_LIMIT_S)
-                if channel.status(FETCH_LIMIT_S) != 0:
-                    raise LinkLost(f"fetching {name} ended early: {_last(channel.stderr.decode('utf-8', 'replace'))}")
-            except LimitReached as error:
-                raise LinkLost(f"fetching {name}: {error}") from error
+        served = self._serving()
+        whole = False
+        try:
+            served.request("fetch", of={"directory": directory, "name": name, "offset": offset})
+            answer = json.loads(served.line(FETCH_LIMIT_S))
+            if "why" in answer:
+                whole = True
+                raise LinkRefused(name, answer["why"], "its expiry may have passed")
+            left = int(answer["bytes"])
+            while left:
+                chunk = served.some(left)
+                left -= len(chunk)
+                whole = not left
+                yield chunk
+            whole = True
+        except LimitReached as error:
+            raise LinkLost(f"fetching {name}: {error}") from error
+        finally:
+            if not whole:
+                self._hang_up()
 
     def clock(self) -> Clock:
         """The best of several round trips over one open channel: the node's time lies within half of that one."""
         best = Clock(0.0, float("inf"))
-        with _clocks, Channel(self._transport(), self._verb("clock")) as channel:
-            channel.send(self._password, close=False)
-            chunks = channel.chunks(30.0)
+        with _clocks:
+            served = self._serving()
             try:
                 for _ in range(PINGS):
                     sent_wall, sent = time.time(), time.monotonic()
-                    channel.send(b"\n", 30.0, close=False)
-                    answer = next(chunks)
+                    served.request("clock")
+                    answer = served.line(30.0)
                     took = time.monotonic() - sent
                     if took / 2 < best.error_s:
-                        best = Clock(float(answer) - (sent_wall + took / 2), took / 2)
-            except (StopIteration, ValueError, LimitReached) as error:
-                raise LinkLost(f"clock: {error or 'no answer'}") from error
+                        best = Clock(float(json.loads(answer)["time"]) - (sent_wall + took / 2), took / 2)
+            except (KeyError, ValueError, LimitReached) as error:
+                self._hang_up()
+                raise LinkLost(f"clock: {error}") from error
+            except LinkLost:
+                self._hang_up()
+                raise
         return best
 
 

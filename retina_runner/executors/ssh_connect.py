@@ -24,7 +24,9 @@ from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.inventory.connection import Connection
 from retina_runner.secrets import SecretError, read_secret
 
-BANNER_LIMIT_S, AUTHENTICATION_LIMIT_S = 60.0, 60.0
+PATIENCE = 6
+"""An sshd that has taken the connection gets this many times the limit for connecting, for its banner and for each step
+of the login: a host that starts a hundred logins at once is slow, not dead."""
 KEEPALIVE_S, DEAD_AFTER_S = 5, 20
 BASTION_TRIES = 6
 SLOW_CIPHERS = ("aes128-ctr", "aes192-ctr", "aes256-ctr", "aes128-cbc", "aes192-cbc", "aes256-cbc", "3des-cbc")
@@ -156,7 +158,7 @@ def open_client(to: Connection, sock: Any = None) -> Any:
                 to.address, to.port, to.user or None, password=password, passphrase=passphrase,
                 key_filename=keys or None,
                 allow_agent=to.use_agent and not password, look_for_keys=not to.key_files and not password,
-                timeout=to.connect_timeout_s, banner_timeout=BANNER_LIMIT_S, auth_timeout=AUTHENTICATION_LIMIT_S,
+                timeout=to.connect_timeout_s, banner_timeout=to.connect_timeout_s * PATIENCE, auth_timeout=to.connect_timeout_s * PATIENCE,
                 channel_timeout=30, sock=sock, disabled_algorithms={} if slow else {"ciphers": list(SLOW_CIPHERS)},
             )  # fmt: skip
         except paramiko.BadHostKeyException as error:
@@ -190,7 +192,12 @@ def open_client(to: Connection, sock: Any = None) -> Any:
                     f"authentication at {where}", str(error), "keys: " + ", ".join(to.key_files)
                 ) from error
             raise LinkLost(f"{where}: {error}") from error
-        except (OSError, EOFError) as error:
+        except (ConnectionResetError, BrokenPipeError, EOFError) as error:
+            client.close()
+            raise LinkLost(
+                f"{where}: closed by the other side before the login; beyond MaxStartups sshd does so"
+            ) from error
+        except OSError as error:
             client.close()
             raise _network_trouble(where, error) from error
         _keep_alive(client)

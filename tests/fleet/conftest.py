@@ -1,4 +1,4 @@
-"""One fleet for a whole module: bringing it up costs more than most tests."""
+"""One fleet for the whole package: bringing it up costs more than most tests. Tests that touch few nodes share it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 
 from tests.fleet.fleet import Fleet
 
+NODES = 20
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture(scope="package")
 def fleet() -> Iterator[Fleet]:
-    with Fleet(4) as made:
+    with Fleet(NODES) as made:
         yield made

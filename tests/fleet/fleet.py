@@ -7,14 +7,13 @@ Accounts: `root` (key), `diag` (key; sudo needs the password, which is `PASSWORD
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
@@ -132,11 +131,78 @@ class Fleet:
     def heal(self, number: int) -> None:
         sh("ip", "-n", self.netns, "link", "set", f"v{number}", "up")
 
+    def configure(self, number: int, *lines: str) -> None:
+        """Give the node's sshd these lines of configuration, before its own, until the next time."""
+        text = "".join(f"{line}\\n" for line in lines)
+        script = (
+            'cd /etc/ssh; test -e first || cp sshd_config first; printf "$0" | cat - first > sshd_config; kill -HUP 1'
+        )
+        before = self._log(number).count("Server listening")
+        self.run(number, "sh", "-c", script, text)
+        eventually(lambda: self._log(number).count("Server listening") > before, f"sshd of n{number} has begun again")
+
+    def _log(self, number: int) -> str:
+        return (self.folder / f"n{number}" / "log").read_text()
+
+    def logins(self, number: int) -> int:
+        """How many logins the node's sshd has let in so far."""
+        return self._log(number).count("Accepted ")
+
+    def freeze(self, number: int) -> None:
+        """Every process of sshd on the node stops where it is: connections stay, nothing answers."""
+        self._signal_sshd(number, signal.SIGSTOP)
+
+    def thaw(self, number: int) -> None:
+        self._signal_sshd(number, signal.SIGCONT)
+
+    def _signal_sshd(self, number: int, what: signal.Signals) -> None:
+        first = self.first_process(number)
+        for pid in (first, *_descendants(first)):
+            # From here: inside, the node's first process can't be stopped by its children's signals.
+            if "sshd" in Path(f"/proc/{pid}/comm").read_text():
+                os.kill(pid, what)
+
+    def kill_sessions(self, number: int) -> None:
+        """Every login on the node dies at once; the listener, and what has detached itself, doesn't."""
+        first = self.first_process(number)
+        for pid in _descendants(first):
+            try:
+                if "sshd" in Path(f"/proc/{pid}/comm").read_text():
+                    os.kill(pid, signal.SIGKILL)
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+
+    def set_clock(self, number: int, offset_s: int) -> None:
+        """From now on every new program on the node is told a time that is wrong by that much (0: the right one)."""
+        if not offset_s:
+            self.run(number, "rm", "-f", "/etc/ld.so.preload")
+            return
+        source = Path(__file__).with_name("skewed_clock.c")
+        library = self.folder / f"n{number}" / "clock.so"
+        sh("gcc", "-shared", "-fPIC", "-O1", f"-DOFFSET_S={offset_s}", "-o", str(library), str(source), "-ldl")
+        # By content: what tests make here isn't in the node's own /tmp.
+        text = base64.b64encode(library.read_bytes()).decode()
+        self.run(
+            number,
+            "sh",
+            "-c",
+            "echo $0 | base64 -d > /usr/lib/clock.so; echo /usr/lib/clock.so > /etc/ld.so.preload",
+            text,
+        )
+
     def left(self, number: int) -> list[str]:
         """What agents have left on the node: files in their places, and processes."""
         files = self.run(number, "find", "/var/tmp", "-mindepth", "1").split()
         lines = self.run(number, "ps", "-eo", "pid,args").splitlines()
         return files + [line for line in lines if "agent-" in line or "/raw/" in line]
+
+    def every_node(self) -> range:
+        return range(1, self.count + 1)
+
+    def all_left(self) -> dict[int, list[str]]:
+        """`left` of every node that has anything left."""
+        found = {number: self.left(number) for number in self.every_node()}
+        return {number: left for number, left in found.items() if left}
 
     # -- what a runner needs ---------------------------------------------------------------------------------------------
 
@@ -160,21 +226,20 @@ class Fleet:
             f"        n{n}: {{ansible_host: {self.address(n)}}}\n" for n in numbers or range(1, self.count + 1)
         )
         lines = "".join(f"        {k}: {v}\n" for k, v in every.items())
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"all:\n  children:\n    nodes:\n      hosts:\n{hosts}      vars:\n{lines}")
         return path
 
 
+def _descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for child in _children(pid):
+        found += [child, *_descendants(child)]
+    return found
+
+
 def _children(pid: int) -> tuple[int, ...]:
-    return tuple(int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-
-
-def wait_for_port(address: str, port: int) -> None:
-    """For servers in this namespace."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection((address, port), 1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    try:
+        return tuple(int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    except (FileNotFoundError, ProcessLookupError):
+        return ()

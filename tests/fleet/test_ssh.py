@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
+from retina_runner.schema import violations
 from retina_runner.verification import verify_archive
 from tests.fleet.fleet import PASSWORD, Fleet
 from tests.lab import REPOSITORY, RETINA_RUN, Run
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.root
 
 RUNBOOK = """
 name: fleet
-duration: 3s
+duration: 4s
 limits: {disk_free_percent: 1, disk_free_bytes: 10MB}
 captures:
   - nodes: {hosts: nodes}
@@ -45,28 +45,44 @@ def start(fleet: Fleet, tmp_path: Path, inventory: Path, *arguments: str, **env:
 
 
 def test_a_fleet_captures_at_one_instant_and_nothing_is_left(fleet: Fleet, tmp_path: Path) -> None:
-    run = start(fleet, tmp_path, fleet.inventory(tmp_path / "hosts.yaml"))
+    run = start(fleet, tmp_path, fleet.inventory(tmp_path / "hosts.yaml"), "--forks", "7")
     for _ in range(fleet.count):
         run.wait_for("window")
-    for number in range(1, fleet.count + 1):
+    senders = fleet.every_node()
+    for number in senders:
         fleet.run(number, "/usr/bin/python3", "-c", SENDER)
     assert run.end() == 0, run.events
     archives = run.archives()
-    assert [a.manifest["node"] for a in archives] == ["n1", "n2", "n3", "n4"]
+    assert {a.manifest["node"] for a in archives} == {f"n{n}" for n in fleet.every_node()}
     assert {a.manifest["executor"] for a in archives} == {"ssh"}
     assert len({a.manifest["window"]["t0"] for a in archives}) == 1
     for archive in archives:
         assert len(archive.pcap()) == 200
-        assert archive.manifest["verdict"] == "complete"
         assert archive.manifest["host"]["hostname"] == archive.manifest["node"]
-        assert abs(archive.manifest["clock"]["offset_s"]) <= archive.manifest["clock"]["offset_error_s"] + 0.01
+        assert abs(archive.manifest["clock"]["offset_s"]) <= archive.manifest["clock"]["offset_error_s"]
         assert not verify_archive(archive.path).problems
-    for number in range(1, fleet.count + 1):
-        assert fleet.left(number) == []
+    summary = run.summary()
+    assert summary["skew"]["nodes"] == fleet.count
+    assert summary["skew"]["error_s"] > 0
+    assert not [v for e in run.events for v in violations("event", e)]
+    assert not violations("run", summary)
+    assert fleet.all_left() == {}
 
 
 @pytest.mark.parametrize(
-    ("user", "variables"), [("ops", {}), ("diag", {"retina_become_password": "env:SUDO_PASSWORD"})]
+    ("user", "variables"),
+    [
+        ("ops", {}),
+        ("diag", {"retina_become_password": "env:SUDO_PASSWORD"}),
+        (
+            "diag",
+            {
+                "retina_become_password": "env:SUDO_PASSWORD",
+                "retina_password": "env:SUDO_PASSWORD",
+                "ansible_ssh_private_key_file": "''",
+            },
+        ),
+    ],
 )
 def test_sudo_with_and_without_its_password(fleet: Fleet, tmp_path: Path, user: str, variables: dict[str, str]) -> None:
     inventory = fleet.inventory(tmp_path / "hosts.yaml", [1, 2], ansible_user=user, ansible_become="true", **variables)
@@ -131,75 +147,3 @@ def test_a_new_host_key_is_written_where_that_was_asked_for(fleet: Fleet, tmp_pa
     checked = retina_run(fleet, "--check", "-i", str(inventory), str(tmp_path / "runbook.yaml"))
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert known.read_text() == fleet.known_hosts.read_text().splitlines(keepends=True)[0]
-
-
-def test_a_dead_node_fails_alone(fleet: Fleet, tmp_path: Path) -> None:
-    fleet.cut(3)
-    try:
-        run = start(fleet, tmp_path, fleet.inventory(tmp_path / "hosts.yaml", ansible_ssh_timeout="4"))
-        assert run.end() == 3, run.events
-    finally:
-        fleet.heal(3)
-    (failed,) = run.all("node-failed")
-    assert (failed["id"], "unreachable" in failed["why"]) == ("n3", True)
-    assert [a.manifest["node"] for a in run.archives()] == ["n1", "n2", "n4"]
-
-
-def test_a_link_that_is_cut_in_the_window_costs_nothing(fleet: Fleet, tmp_path: Path) -> None:
-    (tmp_path / "long").mkdir()
-    run = Run(
-        RUNBOOK.replace("3s", "8s"),
-        tmp_path,
-        "-i",
-        str(fleet.inventory(tmp_path / "hosts.yaml", [1, 2])),
-        netns=fleet.netns,
-    )
-    run.wait_for("window", id="n2")
-    fleet.run(2, "/usr/bin/python3", "-c", SENDER)
-    fleet.cut(2)
-    try:
-        run.wait_for("lost", id="n2")
-    finally:
-        fleet.heal(2)
-    assert run.end() == 0, run.events
-    assert run.all("reattached")
-    # Sent before the link went down; the bridge's own frames are no matter.
-    assert [len(a.pcap()) for a in run.archives() if a.manifest["node"] == "n2"] == [200]
-    assert fleet.left(2) == []
-
-
-def test_sshd_killed_in_the_window_and_started_again(fleet: Fleet, tmp_path: Path) -> None:
-    """Every session dies with it; the agent doesn't."""
-    run = Run(
-        RUNBOOK.replace("3s", "6s"),
-        tmp_path,
-        "-i",
-        str(fleet.inventory(tmp_path / "hosts.yaml", [1])),
-        netns=fleet.netns,
-    )
-    run.wait_for("window", id="n1")
-    listener = fleet.first_process(1)
-    sessions = [p for p in fleet.run(1, "pgrep", "-f", "sshd:").split() if p != "1"]
-    assert listener
-    for pid in sessions:
-        fleet.run(1, "kill", "-9", pid, check=False)
-    run.wait_for("lost", id="n1")
-    assert run.end() == 0, run.events
-    assert run.archive().manifest["verdict"] == "complete"
-    assert fleet.left(1) == []
-
-
-def test_a_killed_runner_s_nodes_are_cleaned_by_cleanup(fleet: Fleet, tmp_path: Path) -> None:
-    run = start(fleet, tmp_path, fleet.inventory(tmp_path / "hosts.yaml", [1, 2]))
-    for _ in range(2):
-        run.wait_for("window")
-    run.process.kill()
-    run.process.wait()
-    assert fleet.left(1) != []
-    deadline = time.monotonic() + 60
-    while '"state":"collected"' not in fleet.run(1, "sh", "-c", "cat /var/tmp/*/*/events.jsonl").replace(" ", ""):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    cleaned = retina_run(fleet, "cleanup", str(run.directory))
-    assert cleaned.returncode == 0, cleaned.stdout + cleaned.stderr
-    assert [fleet.left(n) for n in (1, 2)] == [[], []]

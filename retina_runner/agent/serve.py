@@ -1,0 +1,209 @@
+"""All verbs over one connection: a request a line in, the verb's own lines out, and a line with its exit status.
+
+    request   {"verb": "check", "arguments": ["--directory", "/var/tmp/x"], "stdin": "…"}
+    answer    what the verb prints, then {"served": 0, "stderr": "…"}
+
+One interpreter a connection instead of one a verb. Each verb is a fork of this process, so that nothing of one can harm
+the next. `clock` and `fetch` are answered here. An empty line comes every few seconds, so that a silent connection is
+a dead one; an empty line that comes in ends a verb that only reads. When the connection goes, this process goes, and
+what only reads goes with it; the agent itself isn't concerned.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, List, Optional, Sequence
+
+BEAT_S = 5.0
+READ_BYTES = 1 << 18
+READING_VERBS = ("events", "check")
+PRELOADED = ("checks", "plan", "supervisor", "workspace", "session", "rescue")
+"""Imported before the first request: another run that ends may take the agent's file away while this one is served."""
+
+
+class _Gone(Exception):
+    """Whoever asked isn't there any more."""
+
+
+def serve(main: Callable[[Optional[Sequence[str]]], int]) -> int:
+    """Answer requests on stdin until it ends. `main` is the agent's own entry point."""
+    source = Path(sys.argv[0])
+    content = source.read_bytes() if source.is_file() else b""
+    for name in PRELOADED:
+        importlib.import_module("retina_runner.agent." + name)
+    gc.freeze()
+    server = _Server(main, source, content)
+    try:
+        server.say({"ready": True})
+        server.run()
+    except (_Gone, BrokenPipeError, ConnectionResetError):
+        pass
+    return 0
+
+
+class _Server:
+    def __init__(self, main: Callable[[Optional[Sequence[str]]], int], source: Path, content: bytes):
+        self._main, self._source, self._content = main, source, content
+        self._input: BinaryIO = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - for the process's life
+        self._buffer = b""
+
+    def say(self, answer: Any) -> None:
+        _write((json.dumps(answer) + "\n").encode())
+
+    def run(self) -> None:
+        while True:
+            line = self._line()
+            if not line.strip():
+                continue
+            request = json.loads(line)
+            verb = request["verb"]
+            if verb == "clock":
+                self.say({"time": time.time()})
+            elif verb == "fetch":
+                self._fetch(**request["of"])
+            else:
+                if verb == "start":
+                    self._put_back()
+                self._fork([verb, *request["arguments"]], request.get("stdin", "").encode())
+
+    def _line(self) -> bytes:
+        """The next whole line; beats while there is none."""
+        while b"\n" not in self._buffer:
+            if select.select([0], [], [], BEAT_S)[0]:
+                self._read()
+            else:
+                _write(b"\n")
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _read(self) -> None:
+        chunk = self._input.read(READ_BYTES)
+        if not chunk:
+            raise _Gone
+        self._buffer += chunk
+
+    def _put_back(self) -> None:
+        """The agent's file, if another run has swept it away since it was installed."""
+        if self._content and not self._source.exists():
+            self._source.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(str(self._source), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(self._content)
+
+    def _fetch(self, directory: str, name: str, offset: int) -> None:
+        """{"bytes": n}, and n bytes; {"why": …} for an archive that can't be read."""
+        from retina_runner.agent.workspace import Workspace
+
+        path = Workspace(Path(directory)).archive / os.path.basename(name)
+        try:
+            file = open(str(path), "rb")  # noqa: SIM115 - only the opening may be refused
+        except OSError as error:
+            self.say({"why": f"{path}: {error.strerror}"})
+            return
+        with file:
+            left = max(0, os.fstat(file.fileno()).st_size - offset)
+            self.say({"bytes": left})
+            file.seek(offset)
+            while left:
+                chunk = file.read(min(left, READ_BYTES))
+                if not chunk:
+                    raise _Gone  # it became shorter: the count that was promised can't be kept
+                _write(chunk)
+                left -= len(chunk)
+
+    def _fork(self, arguments: List[str], text: bytes) -> None:
+        # memfd_create(2) where the kernel has it (3.17): a plan is larger than a pipe holds.
+        given, told = _scratch(), _scratch()
+        os.write(given, text)
+        os.lseek(given, 0, os.SEEK_SET)
+        out, inlet = os.pipe()
+        child = os.fork()
+        if child == 0:
+            _become(self._main, arguments, given, inlet, told)
+        os.close(inlet)
+        try:
+            status = self._relay(child, out, arguments[0] in READING_VERBS)
+            size = os.fstat(told).st_size
+            os.lseek(told, max(0, size - 2000), os.SEEK_SET)
+            self.say({"served": status, "stderr": os.read(told, 2000).decode("utf-8", "replace")})
+        finally:
+            for descriptor in (out, given, told):
+                os.close(descriptor)
+
+    def _relay(self, child: int, out: int, reads: bool) -> int:
+        """Pass the child's whole lines on until it has ended; its exit status, negative for a signal."""
+        rest = b""
+        try:
+            while True:
+                ready = select.select([out, 0], [], [], BEAT_S)[0]
+                if not ready:
+                    _write(b"\n")
+                if 0 in ready:
+                    self._read()
+                    if reads:
+                        os.kill(child, signal.SIGKILL)
+                if out in ready:
+                    chunk = os.read(out, READ_BYTES)
+                    if not chunk:
+                        break
+                    whole, newline, rest = (rest + chunk).rpartition(b"\n")
+                    _write(whole + newline)
+        except BaseException:
+            if reads:
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise
+        status = os.waitpid(child, 0)[1]
+        return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def _scratch() -> int:
+    try:
+        return os.memfd_create("retina-run")
+    except (AttributeError, OSError):
+        import tempfile
+
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
+
+
+def _become(
+    main: Callable[[Optional[Sequence[str]]], int], arguments: List[str], given: int, inlet: int, told: int
+) -> None:
+    """Carry a verb out with these as its standard streams. Never returns."""
+    status = 1
+    try:
+        os.setsid()
+        for target, descriptor in ((0, given), (1, inlet), (2, told)):
+            os.dup2(descriptor, target)
+        for descriptor in (given, inlet, told):
+            os.close(descriptor)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - for the process's life
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        status = main(arguments)
+        sys.stdout.flush()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+
+
+def _write(content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(1, view) :]

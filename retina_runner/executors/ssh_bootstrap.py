@@ -1,0 +1,86 @@
+"""What a node is asked to run first, over one channel: take the agent if it isn't there yet, and become it.
+
+    we send    the program below, as one line of JSON; a line of JSON that says which agent is wanted
+    it says    {"agent": {"have": true}} or false, or {"agent": {"refused": {what, why, hint}}}
+    we send    the agent's bytes, where it has none
+    it says    {"ready": true}: from here on it is the agent's verb `serve`
+
+So a node needs one login, one interpreter and no file transfer subsystem, and a second run sends nothing again.
+"""
+
+from __future__ import annotations
+
+import json
+
+from retina_runner.bundle import AgentBundle
+
+_PROGRAM = """
+import hashlib, json, os, stat, sys
+source = open(0, "rb", 0, closefd=False)
+want = json.loads(source.readline())
+def say(**answer):
+    os.write(1, (json.dumps({"agent": answer}) + chr(10)).encode())
+def refuse(what, why, hint=""):
+    say(refused={"what": what, "why": why, "hint": hint})
+    sys.exit(2)
+if sys.version_info < (3, 9):
+    refuse(sys.executable, "this is Python %s; the agent needs 3.9 or newer" % sys.version.split()[0],
+           "name another with ansible_python_interpreter")
+folder = want["directory"]
+path = os.path.join(folder, want["name"])
+def take():
+    os.umask(0o077)
+    os.makedirs(folder, 0o700, exist_ok=True)
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        refuse(folder, "it isn't a directory that this user alone may write to",
+               "remove it, or choose another with retina_work_dir in the inventory")
+    try:
+        with open(path, "rb") as file:
+            have = hashlib.sha256(file.read()).hexdigest() == want["sha256"]
+    except FileNotFoundError:
+        have = False
+    say(have=have)
+    if have:
+        return
+    content = b""
+    while len(content) < want["size"]:
+        chunk = source.read(want["size"] - len(content))
+        if not chunk:
+            sys.exit(1)
+        content += chunk
+    part = "%s.%d.part" % (path, os.getpid())
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+        os.replace(part, path)
+    except OSError:
+        try:
+            os.unlink(part)
+        except OSError:
+            pass
+        try:
+            os.rmdir(folder)
+        except OSError:
+            pass
+        raise
+try:
+    take()
+except OSError as error:
+    space = error.errno in (28, 122)
+    refuse("disk space" if space else str(error.filename or folder), str(error.strerror),
+           "free some there, or choose another place with retina_work_dir" if space
+           else "choose another place with retina_work_dir in the inventory")
+os.execv(sys.executable, [sys.executable, "-I", path, "serve"])
+"""
+"""What `python3 -I` runs on a node that may not have the agent yet: takes it if it isn't there, and becomes it."""
+
+
+LOADER = 'import json;i=open(0,"rb",0,closefd=False);exec(json.loads(i.readline()))'
+"""What `python3 -I -c` is told: nothing in it that shells other than POSIX ones would read otherwise."""
+
+
+def opening(agent: AgentBundle, directory: str) -> bytes:
+    """The two lines that come first: the program, and what it is to find or to take."""
+    want = {"directory": directory, "name": agent.name, "sha256": agent.sha256, "size": len(agent.content)}
+    return (json.dumps(_PROGRAM) + "\n" + json.dumps(want) + "\n").encode()
