@@ -290,10 +290,11 @@ def test_a_killed_runner_s_run_is_adopted(fleet: Fleet, tmp_path: Path, journal:
 
 def test_a_run_whose_runner_died_before_t0_ends_cleanly(fleet: Fleet, tmp_path: Path) -> None:
     run = begin(fleet, tmp_path, RUNBOOK, [1])
-    run.wait_for("ready")
+    run.wait_for("started")
     kill(run)
     status, events = resume(fleet, run)
-    assert status == 4, events
+    agreed = bool(run.summary()["t0"])  # if the runner was quicker than its killer, the run is whole
+    assert status == (0 if agreed else 4), events
     gone(fleet, 1)
 
 
