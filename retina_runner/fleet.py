@@ -269,7 +269,9 @@ class Fleet:
                 # The release is a call like the one just made, at the same time as everybody's.
                 self._ready.arrive(target.id, 1.5 * event["rehearsal_s"] + 0.3 + 4 * clock.error_s + 1.5 * call_s)
                 break
-        if not follower.ended:
+        if follower.ended:
+            self._ready.drop(target.id)
+        else:
             self._released.wait()
         if not follower.ended and not self._interrupted.is_set():
             if self._t0:

@@ -100,6 +100,8 @@ def _plan(runbook: Runbook, capture: Capture, place: Place, run: str, agent: Age
                 "memory": limits.memory_bytes,
             },
             "collectors": collectors,
+            **({"when": {"condition": runbook.when.condition, "over_s": runbook.when.over_s}} if runbook.when else {}),
+            **({"expect": list(runbook.expect)} if runbook.expect else {}),
         },
     )
 

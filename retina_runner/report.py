@@ -13,7 +13,7 @@ from typing import Any
 from retina_runner.errors import Exit
 
 RUN_FORMAT = 1
-ENDED = ("collected", "partial", "failed", "abandoned")
+ENDED = ("collected", "partial", "failed", "abandoned", "skipped")
 """States of a node that nothing follows. `partial`: an archive came back, but a collector failed or couldn't be verified."""
 
 
@@ -45,6 +45,15 @@ class UploadReport:
     location: str = ""
     why: str = ""
     via: str = "runner"
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """One line of `expect` on one node; `why` has the numbers. One that isn't `ok` is a finding."""
+
+    expression: str
+    ok: bool
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,10 +96,15 @@ class NodeReport:
     warnings: tuple[str, ...] = ()
     trouble: Trouble | None = None
     remains: str = ""
+    expectations: tuple[Expectation, ...] = ()
 
     @property
     def over(self) -> bool:
         return self.state in ENDED
+
+    @property
+    def findings(self) -> tuple[Expectation, ...]:
+        return tuple(e for e in self.expectations if not e.ok)
 
     @property
     def failed_collectors(self) -> tuple[CollectorReport, ...]:
@@ -246,6 +260,9 @@ def _on_node(node: NodeReport, kind: str, event: Mapping[str, Any]) -> NodeRepor
                 node, verdict=event["verdict"], reasons=tuple(event["reasons"]), size_bytes=event["size_bytes"],
                 sha256=event["sha256"], packets=event.get("packets", node.packets), dropped=event.get("dropped", node.dropped),
             )  # fmt: skip
+        case "expectation":
+            told = Expectation(event["expression"], event["ok"], event.get("why", ""))
+            return replace(node, expectations=(*node.expectations, told))
         case "end":
             return _on_end(node, event)
         case "fetched":
@@ -289,6 +306,8 @@ def _on_collector(node: NodeReport, event: Mapping[str, Any]) -> NodeReport:
 def _on_end(node: NodeReport, event: Mapping[str, Any]) -> NodeReport:
     if event["state"] == "collected":
         return replace(node, state="fetching")
+    if event["state"] == "skipped":
+        return replace(node, state="skipped", skipped=(*node.skipped, Trouble("when", event.get("why", ""))))
     trouble = Trouble(event["state"], event.get("why", ""), event.get("hint", ""))
     return replace(node, state="failed" if event["state"] == "failed" else "abandoned", trouble=node.trouble or trouble)
 
@@ -301,20 +320,24 @@ def exit_code(report: RunReport) -> Exit:
     """The exit status that a run's events amount to. The first that holds, in this order:
 
     interrupted; nothing was started anywhere; no node has an archive; some node or collector failed; some archive isn't
-    stored where the runbook says; some archive isn't complete though the runbook says `fail_on_loss`.
+    stored where the runbook says; some archive isn't complete though the runbook says `fail_on_loss`; something isn't as
+    `expect` says. Nodes whose condition (`when`) wasn't met had nothing to do.
     """
     if report.interrupted:
         return Exit.TERMINATED if report.interrupted in ("SIGTERM", "DEADLINE") else Exit.INTERRUPTED
     if not any(n.started for n in report.nodes):
         return Exit.UNTOUCHED
-    if not any(n.archive for n in report.nodes):
-        return Exit.NONE_SUCCEEDED
-    if any(n.state != "collected" for n in report.nodes):
+    busy = [n for n in report.nodes if n.state != "skipped"]
+    if busy and not any(n.archive for n in busy):
+        return Exit.NONE_SUCCEEDED if len(busy) == len(report.nodes) else Exit.SOME_FAILED
+    if any(n.state != "collected" for n in busy):
         return Exit.SOME_FAILED
     if any(u.state == "failed" for n in report.nodes for u in n.uploads):
         return Exit.NOT_UPLOADED
-    if report.fail_on_loss and any(n.verdict != "complete" for n in report.nodes):
+    if report.fail_on_loss and any(n.verdict != "complete" for n in busy):
         return Exit.LOSSY
+    if any(n.findings for n in busy):
+        return Exit.FINDINGS
     return Exit.OK
 
 
@@ -338,5 +361,6 @@ def _node_from(given: Mapping[str, Any]) -> NodeReport:
     fields["collectors"] = tuple(CollectorReport(**c) for c in fields["collectors"])
     fields["skipped"] = tuple(Trouble(**t) for t in fields["skipped"])
     fields["uploads"] = tuple(UploadReport(**u) for u in fields["uploads"])
+    fields["expectations"] = tuple(Expectation(**e) for e in fields.get("expectations", ()))
     fields["trouble"] = Trouble(**fields["trouble"]) if fields["trouble"] else None
     return NodeReport(**fields)

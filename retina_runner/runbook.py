@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retina_runner import own_plugins, schema, translate, variables
+from retina_runner.agent import conditions
 from retina_runner.documents import Document, Path_, nearest, parse_document
 from retina_runner.documents import load_document as _load
 from retina_runner.errors import DocumentError, Problem
@@ -85,6 +86,14 @@ class Upload:
 
 
 @dataclass(frozen=True)
+class When:
+    """Which symptom a node must show before T0, measured over so many seconds, for anything to be collected there."""
+
+    condition: str
+    over_s: float
+
+
+@dataclass(frozen=True)
 class Runbook:
     """Everything that a runbook says. `sha256` is of the file as it was read, once."""
 
@@ -102,6 +111,8 @@ class Runbook:
     sha256: str
     document: Document
     retention: Keep | None = None
+    when: When | None = None
+    expect: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -142,6 +153,7 @@ def _build(document: Document, folder: Path, extra: Mapping[str, tuple[Any, str]
             captures.append(_capture(document, given, ("captures", index), folder, problems))
     problems += _name_problems(document, captures)
     problems += _secret_problems(document, value, ())
+    problems += _condition_problems(document, value)
     if problems:
         unread = {(p.line, p.column) for p in document.problems}
         rest = [p for p in problems[len(document.problems) :] if (p.line, p.column) not in unread]
@@ -173,6 +185,8 @@ def _build(document: Document, folder: Path, extra: Mapping[str, tuple[Any, str]
         sha256=hashlib.sha256(document.text.encode()).hexdigest(),
         document=document,
         retention=_retention(whole.get("retention")),
+        when=When(whole["when"]["condition"], whole["when"]["over"]) if "when" in whole else None,
+        expect=tuple(whole.get("expect", ())),
     )
 
 
@@ -278,6 +292,23 @@ def _name_problems(document: Document, captures: list[Capture]) -> list[Problem]
             )
         if capture.name:
             seen.add(capture.name)
+    return problems
+
+
+def _condition_problems(document: Document, value: Any) -> list[Problem]:
+    """Conditions that are none, with the column inside the expression."""
+    found: list[tuple[Path_, Any, bool]] = []
+    if isinstance(value, dict):
+        if isinstance(value.get("when"), dict):
+            found.append((("when", "condition"), value["when"].get("condition"), False))
+        found += [(("expect", n), text, True) for n, text in enumerate(_list(value, "expect"))]
+    problems = []
+    for path, text, afterwards in found:
+        if isinstance(text, str) and text:
+            try:
+                conditions.parse(text, afterwards)
+            except conditions.ConditionError as error:
+                problems.append(document.problem(path, f"at character {error.column}: {error}"))
     return problems
 
 

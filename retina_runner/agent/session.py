@@ -15,10 +15,11 @@ import threading
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from retina_runner.agent import bounds, collectors, facts, manifest
+from retina_runner.agent import bounds, collectors, conditions, facts, manifest, symptoms
 from retina_runner.agent.archive import ArchiveWriter
 from retina_runner.agent.clock import NodeClock
 from retina_runner.agent.context import COMPLETE, PARTIAL, Context, Gap, Record, Verdict, Window, utc, worst
+from retina_runner.agent.counters import Snapshot
 from retina_runner.agent.plan import Entry, Plan
 from retina_runner.agent.workspace import Journal, Workspace
 
@@ -34,6 +35,10 @@ BALLAST_SHARE = 16
 
 class Abandoned(Exception):
     """Ended before anything was collected, on request or for want of a T0."""
+
+
+class Skipped(Exception):
+    """The plan's condition isn't met here: there is nothing to collect."""
 
 
 class Failed(Exception):
@@ -98,6 +103,8 @@ class Session:
         self._t0_monotonic = 0.0
         self._host: Dict[str, Any] = {}
         self._times: Dict[str, str] = {}
+        self._expected = [conditions.parse(text, afterwards=True) for text in plan.document.get("expect") or ()]
+        self._looks: List[Tuple[Snapshot, Dict[str, int], float]] = []
 
     def run(self) -> str:
         state, why, hint = "failed", "", ""
@@ -108,6 +115,8 @@ class Session:
             self._collect()
             self._pack()
             state = "collected"
+        except Skipped as skipped:
+            state, why = "skipped", str(skipped)
         except Abandoned as error:
             state, why = "abandoned", str(error)
         except Failed as error:
@@ -139,6 +148,7 @@ class Session:
         lacking = bounds.lacking_space(self.plan.bounds, self.workspace.directory)
         if lacking:
             raise Failed(lacking, "free some space, or lower limits.disk_free_percent and limits.disk_free_bytes")
+        self._await_symptom()
         self._set_ballast()
         self._host = facts.host()
         lock = threading.RLock()
@@ -166,6 +176,52 @@ class Session:
             self._status(entry, "ready")
         self.journal.emit("ready", rehearsal_s=round(self._rehearsal_s, 3),
                           free_bytes=bounds.free_bytes(self.workspace.directory)[0])  # fmt: skip
+
+    def _await_symptom(self) -> None:
+        """Look at the node twice, and go on only if the plan's `when` holds. Nothing is started before that."""
+        wanted = self.plan.document.get("when")
+        if not wanted:
+            return
+        condition = conditions.parse(wanted["condition"])
+        before, rules, begun = symptoms.counters(), symptoms.rule_packets([condition]), time.monotonic()
+        self.stop.wait(wanted["over_s"])
+        self._check_abandoned()
+        measured = conditions.Measured(before, symptoms.counters(), time.monotonic() - begun,
+                                       (rules, symptoms.rule_packets([condition])))  # fmt: skip
+        try:
+            met, numbers = conditions.holds(condition, measured)
+        except conditions.Unknown as unknown:
+            raise Failed(f"when: {unknown}", unknown.hint) from None
+        if not met:
+            raise Skipped(f"condition not met: {_told(numbers)}")
+
+    def _look(self) -> None:
+        """One more look at the node, for the plan's `expect`."""
+        if self._expected:
+            self._looks.append((symptoms.counters(), symptoms.rule_packets(self._expected), time.monotonic()))
+
+    def _judge_expectations(self) -> None:
+        """What was expected of the window, each told as it came out; what can't be known isn't as expected."""
+        if len(self._looks) < 2:
+            return
+        (before, rules, begun), (after, rules_after, over) = self._looks[0], self._looks[-1]
+        measured = conditions.Measured(
+            before, after, max(over - begun, 0.001), (rules, rules_after),
+            {
+                "packets": sum(self.record.packets.values()),
+                "dropped": sum(n for v in self.record.verdicts for k, n in v.counts.items() if k.startswith("dropped_by_")),
+                "lossless": int(worst([v.verdict for v in self.record.verdicts]) == COMPLETE),
+            },
+        )  # fmt: skip
+        for condition in self._expected:
+            try:
+                ok, numbers = conditions.holds(condition, measured)
+                why = _told(numbers)
+            except conditions.Unknown as unknown:
+                ok, why = False, str(unknown)
+            if not ok:
+                self.record.warnings.append(f"not as expected: {condition.text}: {why}")
+            self.journal.emit("expectation", expression=condition.text, ok=ok, why=why)
 
     def _set_ballast(self) -> None:
         ballast = self.workspace.raw / "ballast"
@@ -262,6 +318,7 @@ class Session:
         if self.stop.wait(self._t0_monotonic - time.monotonic()):
             raise Abandoned(str(self.stop.reason))
         self._late_s = max(0.0, time.monotonic() - self._t0_monotonic)
+        self._look()
         self._phase("capturing")
         self.journal.emit("window", t0=utc(self._window.t0), late_s=round(self._late_s, 6))
         watch = bounds.Watch(
@@ -308,6 +365,7 @@ class Session:
         self._phase("collecting")
         if (self.workspace.directory / "discard").exists():
             raise Abandoned(str(self.stop.reason))
+        self._look()
         for entry, _, collector in self._active:
             self._hook(entry, collector, collector.end, drop=False)
         # Whoever must still listen for a while is finished last, so that the others' snapshots fill the time.
@@ -320,6 +378,7 @@ class Session:
         assert self._writer is not None
         self._phase("archiving")
         self._judge_window()
+        self._judge_expectations()
         self._give_back_ballast()
         for path in sorted(p for p in self.workspace.out.rglob("*") if p.is_file()):
             self._writer.add_file(str(path.relative_to(self.workspace.out)), path)
@@ -368,3 +427,7 @@ class Session:
             ),
             phases=self._times,
         )  # fmt: skip
+
+
+def _told(numbers: Dict[str, Any]) -> str:
+    return ", ".join(f"{call} = {number:g}" for call, number in numbers.items())

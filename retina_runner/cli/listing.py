@@ -60,7 +60,7 @@ def _verdict(report: RunReport) -> str:
 
 def _findings(report: RunReport) -> int:
     """What `expect` found, and what went wrong."""
-    return sum(1 for n in report.nodes if n.trouble) + sum(len(n.failed_collectors) for n in report.nodes)
+    return sum(bool(n.trouble) + len(n.failed_collectors) + len(n.findings) for n in report.nodes)
 
 
 def _stored(report: RunReport) -> list[str]:

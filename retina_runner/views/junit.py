@@ -46,7 +46,11 @@ def _node(suite: ElementTree.Element, node: NodeReport, counts: dict[str, int]) 
     for collector in node.collectors:
         outcome = {"failed": "failure", "skipped": "skipped"}.get(collector.status, "")
         case(collector.name, outcome, collector.why)
-    if node.archive and node.verified:
+    for told in node.expectations:
+        case(f"expect {told.expression}", "" if told.ok else "failure", told.why)
+    if node.state == "skipped":
+        case("archive", "skipped", "; ".join(t.why for t in node.skipped))
+    elif node.archive and node.verified:
         case("archive")
     else:
         trouble = node.trouble

@@ -16,7 +16,7 @@ from retina_runner.views.table import plain, table
 ORDER = ("checked", "ready", "capturing", "collecting", "archiving", "collected")
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 BETWEEN = {"pending": -1, "preparing": 0, "waiting": 1, "fetching": 4, "partial": 5}
-OUT = ("failed", "abandoned")
+OUT = ("failed", "abandoned", "skipped")
 
 
 class Lines:

@@ -24,6 +24,11 @@ def table(report: RunReport) -> str:
     lines += _grouped("not collected", ((n, t) for n in report.nodes for t in n.skipped), len(report.nodes))
     lines += _grouped("warning", ((n, Trouble(w, "")) for n in report.nodes for w in n.warnings), len(report.nodes))
     lines += _grouped("failed", _failures(report.nodes), len(report.nodes))
+    lines += _grouped(
+        "not as expected",
+        ((n, Trouble(e.expression, e.why)) for n in report.nodes for e in n.findings),
+        len(report.nodes),
+    )
     for node in report.nodes:
         for upload in node.uploads:
             if upload.state != "stored":
