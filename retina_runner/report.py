@@ -57,6 +57,16 @@ class Expectation:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What the collection took of a node, from getrusage(2): CPU seconds of everything that was started, the most memory
+    of one process, and how often one gave up the processor to wait."""
+
+    cpu_s: float = 0.0
+    peak_rss_bytes: int = 0
+    waits: int = 0
+
+
+@dataclass(frozen=True)
 class NodeReport:
     """One plan on one node. Bytes, packets and drops are the newest that are known.
 
@@ -97,6 +107,7 @@ class NodeReport:
     trouble: Trouble | None = None
     remains: str = ""
     expectations: tuple[Expectation, ...] = ()
+    cost: Cost | None = None
 
     @property
     def over(self) -> bool:
@@ -259,6 +270,7 @@ def _on_node(node: NodeReport, kind: str, event: Mapping[str, Any]) -> NodeRepor
             return replace(
                 node, verdict=event["verdict"], reasons=tuple(event["reasons"]), size_bytes=event["size_bytes"],
                 sha256=event["sha256"], packets=event.get("packets", node.packets), dropped=event.get("dropped", node.dropped),
+                cost=Cost(**event["cost"]) if "cost" in event else node.cost,
             )  # fmt: skip
         case "expectation":
             told = Expectation(event["expression"], event["ok"], event.get("why", ""))
@@ -361,6 +373,7 @@ def _node_from(given: Mapping[str, Any]) -> NodeReport:
     fields["collectors"] = tuple(CollectorReport(**c) for c in fields["collectors"])
     fields["skipped"] = tuple(Trouble(**t) for t in fields["skipped"])
     fields["uploads"] = tuple(UploadReport(**u) for u in fields["uploads"])
+    fields["cost"] = Cost(**fields["cost"]) if fields.get("cost") else None
     fields["expectations"] = tuple(Expectation(**e) for e in fields.get("expectations", ()))
     fields["trouble"] = Trouble(**fields["trouble"]) if fields["trouble"] else None
     return NodeReport(**fields)

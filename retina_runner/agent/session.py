@@ -387,8 +387,14 @@ class Session:
         reasons = [f"{v.artefact}: {r}" for v in self.record.verdicts for r in v.reasons]
         packets = sum(self.record.packets.values())
         dropped = sum(n for v in self.record.verdicts for k, n in v.counts.items() if k.startswith("dropped_by_"))
+        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        cost = {
+            "cpu_s": round(own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime, 3),
+            "peak_rss_bytes": max(own.ru_maxrss, children.ru_maxrss) * 1024,
+            "waits": own.ru_nvcsw + children.ru_nvcsw,
+        }
         self.journal.emit("archive", name=made.path.name, size_bytes=made.size_bytes, sha256=made.sha256,
-                          verdict=verdict, reasons=reasons, packets=packets, dropped=dropped)  # fmt: skip
+                          verdict=verdict, reasons=reasons, packets=packets, dropped=dropped, cost=cost)  # fmt: skip
 
     def _give_back_ballast(self) -> None:
         try:

@@ -21,6 +21,8 @@ def main(chosen: argparse.Namespace) -> int:
     runbook = load_runbook(chosen.runbook, chosen.extra_vars)
     if chosen.remove:
         return _remove(root, runbook)
+    if chosen.kind in ("exporter", "daemonset"):
+        return _always_on(chosen, runbook)
     schedule = _schedule(chosen, runbook)
     if chosen.kind == "cronjob":
         if chosen.install:
@@ -43,6 +45,27 @@ def main(chosen: argparse.Namespace) -> int:
         return Exit.OK
     for path in installed.install(root, files, timer):
         print(f"written: {path}")
+    return Exit.OK
+
+
+def _always_on(chosen: argparse.Namespace, runbook: Runbook) -> int:
+    """The exporter: no `--on`, since it is always on."""
+    from retina_runner.schedule.exporter import PORT, daemon_set, service
+
+    if chosen.on is not None or chosen.install:
+        raise UsageError(f"--as {chosen.kind}: it is always on and only printed; leave --on and --install out")
+    if not any(e.name == "ebpf" for c in runbook.captures for e in c.collect):
+        raise UsageError(f"{chosen.runbook}: has no `ebpf` in its `collect`, so there is nothing to export")
+    chosen.on = "@daily"  # the model has a time, which nothing of it is written from here
+    schedule = _schedule(chosen, runbook)
+    if chosen.kind == "exporter":
+        print(service(schedule, f":{PORT}"), end="")
+        return Exit.OK
+    from retina_runner.documents import to_yaml
+
+    if not chosen.image:
+        raise UsageError("--as daemonset needs --image: one that has the retina-run command")
+    print(to_yaml(daemon_set(schedule, runbook.document.text, chosen.namespace, chosen.image)), end="")
     return Exit.OK
 
 
@@ -81,7 +104,7 @@ def _schedule(chosen: argparse.Namespace, runbook: Runbook) -> Schedule:
         raise UsageError(f"schedule: {error}") from None
     if not 1 <= chosen.cpu <= 10000:
         raise UsageError(f"--cpu {chosen.cpu}: percent of one core, from 1 to 10000")
-    cluster = chosen.kind == "cronjob"
+    cluster = chosen.kind in ("cronjob", "daemonset")
     arguments = [word for e in chosen.extra_vars for word in ("-e", _absolute_file(e))]
     unit = Schedule(runbook.name, "", cron, "UTC", "", "", (), "").unit
     return Schedule(

@@ -13,7 +13,7 @@ CAPABILITIES = (
 
 def service(schedule: Schedule) -> str:
     """<unit>.service. A stop lets the runner end its windows and fetch; what is left after that is killed."""
-    command = " ".join(_quoted(word) for word in schedule.command(jitter=False))
+    command = " ".join(quoted(word) for word in schedule.command(jitter=False))
     return "\n".join(
         (
             f"# {MARK} for {schedule.name}",
@@ -50,7 +50,7 @@ def hardening(writable: tuple[str, ...], tunables: bool) -> tuple[str, ...]:
         "NoNewPrivileges=yes",
         f"CapabilityBoundingSet={' '.join(CAPABILITIES)}",
         "ProtectSystem=strict",
-        f"ReadWritePaths={' '.join(_quoted('-' + path) for path in writable)}",
+        f"ReadWritePaths={' '.join(quoted('-' + path) for path in writable)}",
         "ProtectHome=read-only",
         f"ProtectKernelTunables={'no' if tunables else 'yes'}",
         "ProtectControlGroups=yes",
@@ -86,7 +86,7 @@ def timer(schedule: Schedule) -> str:
     )
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     """One word of a command line of systemd.service(5): % and $ mean themselves."""
     word = _specifiers(word).replace("$", "$$")
     if word and all(c.isalnum() or c in "/._-+=:,@%$" for c in word):

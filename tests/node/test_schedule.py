@@ -109,3 +109,17 @@ def test_words_that_make_no_schedule_are_refused() -> None:
         assert refused.returncode == 2, refused
         assert said in refused.stderr
         assert refused.stdout == ""
+
+
+def test_the_exporters_service_is_one_that_systemd_takes(tmp_path: Path) -> None:
+    unit = tmp_path / "retina-run-always-on-exporter.service"
+    printed = retina_run("schedule", "runbooks/always-on.yaml", "--as", "exporter")
+    assert printed.returncode == 0, printed
+    unit.write_text(printed.stdout)
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
+    )
+    assert (verified.returncode, [x for x in verified.stderr.splitlines() if "retina-run" in x]) == (0, []), verified
+    refused = retina_run("schedule", "runbooks/quickstart.yaml", "--as", "exporter")
+    assert refused.returncode == 2
+    assert "has no `ebpf`" in refused.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from retina_runner import schema
 from tests.lab import REPOSITORY, RETINA_RUN, Lab, Run, eventually
 
 pytestmark = pytest.mark.root
@@ -68,6 +70,11 @@ def test_a_run_that_went_well_says_nothing_and_one_that_did_not_says_it_without_
     (tmp_path / "runbook.yaml").write_text(SHORT)
     well = again(tmp_path, "--quiet-ok", "--jitter", "1ms")
     assert (well.returncode, well.stdout, well.stderr) == (0, "", "")
+    (summary,) = (json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*/run.json"))
+    cost = summary["nodes"][0]["cost"]
+    assert cost["cpu_s"] > 0
+    assert cost["peak_rss_bytes"] > 1 << 20
+    assert schema.violations("run", summary) == []
     (tmp_path / "runbook.yaml").write_text("{name: bad, captures: [{collect: [{tcpdump: {interfaces: [eth7]}}]}]}")
     badly = again(tmp_path, "--quiet-ok")
     assert badly.returncode == 2
