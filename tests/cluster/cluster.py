@@ -132,6 +132,10 @@ class Cluster(Api):
         server = f"https://127.0.0.1:{(self.directory / 'port').read_text()}"
         return authority.kubeconfig(self.directory / f"{name}.kubeconfig", server, f"user-{name}", namespace)
 
+    def kubeconfig_at(self, server: str, path: Path) -> Path:
+        """The administrator's kubeconfig, for whoever reaches the API server at that URL."""
+        return Authority(self.directory / "authority").kubeconfig(path, server, "admin")
+
     def stop(self, machine: str, service: str, number: signal.Signals = signal.SIGKILL) -> None:
         """End a service of `control-plane` or `node-<number>`, until `start`."""
         (self.directory / machine / "stopped" / service).touch()
