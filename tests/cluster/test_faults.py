@@ -189,3 +189,29 @@ def test_ctrl_c_in_the_window_keeps_what_is_there(runs: Runs, cluster: Api, name
     assert set(archives) == {f"fault/{n}" for n in nodes}
     for archive in archives.values():
         assert verify_archive(archive.path).problems == ()
+
+
+def test_an_archive_that_is_cut_off_on_its_way_is_resumed(own_cluster: Cluster, runs: Runs, namespace: str) -> None:
+    """The API server dies in the middle of 210 MB: the rest is asked for at its offset, and the whole is right."""
+    run = runs.start(f"""
+name: cut
+duration: 1s
+limits: {{memory: 2GiB}}
+captures:
+  - nodes: {{kubernetes: {{nodes: [{own_cluster.nodes[1].name}], job: {{namespace: {namespace}}}}}}}
+    collect: [{{command: {{argv: [head, -c, "210000000", /dev/urandom], output_limit: 250MB, limit: 120s}}}}]
+""")
+    run.wait_for("archive")
+
+    def arrived() -> int:
+        return sum(p.stat().st_size for p in run.directory.glob("archives/*.part"))
+
+    own_cluster.eventually(lambda: arrived() > 5_000_000 or run.process.poll() is not None, "some of it has come")
+    own_cluster.stop("control-plane", "kube-apiserver")
+    at = arrived()
+    own_cluster.start("control-plane", "kube-apiserver")
+    assert run.end() == 0, (run.events, own_cluster.state())
+    assert 0 < at < 210_000_000
+    assert run.all("reattached")
+    assert run.archive().path.stat().st_size > 210_000_000
+    assert verify_archive(run.archive().path).problems == ()
