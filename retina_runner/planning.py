@@ -10,6 +10,7 @@ from typing import Any
 from retina_runner import filters, naming
 from retina_runner.agent import PLAN_FORMAT, process
 from retina_runner.agent.collectors import tcpdump
+from retina_runner.agent.metrics import plugins
 from retina_runner.bundle import AgentBundle
 from retina_runner.errors import DocumentError, Problem
 from retina_runner.runbook import Capture, CollectorEntry, Runbook
@@ -205,6 +206,10 @@ def detail(plan: NodePlan) -> dict[str, Any]:
             commands.append(list(options["argv"]))
         elif entry["name"] in ("iptables", "network-state"):
             needs.add("net_admin")
+        elif entry["name"] == "ebpf":
+            for name in options["plugins"]:
+                needs |= set(plugins.load(name).rights) if name in plugins.names() else set()
+            needs |= {"bpf", "perfmon", "net_raw"} if options["files"] else set()
     bound = int(plan.document["limits"]["node_bytes"])
     return {
         "id": plan.id,

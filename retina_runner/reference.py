@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from retina_runner import schema
+from retina_runner import metrics_page, schema
 from retina_runner.errors import EXIT_CODES
 
 MADE = "<!-- Made by `python -m retina_runner.reference docs` from the schemas; edit those. -->"
@@ -19,7 +19,7 @@ MADE = "<!-- Made by `python -m retina_runner.reference docs` from the schemas; 
 
 def pages() -> dict[str, str]:
     """File name to text."""
-    return {"runbook.md": runbook_page(), "exit-codes.md": exit_codes_page()}
+    return {"runbook.md": runbook_page(), "exit-codes.md": exit_codes_page(), "metrics.md": metrics_page.page(MADE)}
 
 
 def exit_codes_page() -> str:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from retina_runner.agent import facts, process
+from retina_runner.agent.collectors import ebpf
 from retina_runner.errors import Exit
 from retina_runner.executors.local import default_work_directory
 from retina_runner.units import format_size
@@ -41,6 +42,10 @@ def main(chosen: argparse.Namespace) -> int:
         if path is None:
             missing.setdefault(deb if debian else rpm, []).append(tool)
         print(f"  {'ok     ' if path else 'missing'}  {tool:10s} {said or 'for ' + purpose}")
+    for name, why, hint in ebpf.lacks():
+        print(
+            f"  {'missing' if why else 'ok     '}  {name:10s} {why + '; ' + hint if why else 'for the BPF plugins of ebpf'}"
+        )
     rights = facts.rights()
     capable = {"net_raw", "net_admin"} <= set(rights["capabilities"])
     held = ", ".join(rights["capabilities"]) or "no capability of the ones that captures need"

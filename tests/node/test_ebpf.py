@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from retina_runner.agent.ebpf import syscalls
-from tests.lab import Archive, Lab, Run, eventually, processes, sh
+from tests.lab import REPOSITORY, Archive, Lab, Run, eventually, processes, sh
 from tests.node.test_metrics import check, totals
 
 pytestmark = pytest.mark.root
@@ -444,6 +444,39 @@ for _ in range(400):
     assert verdict["verdict"] == "lossy"
     assert verdict["counts"]["flows_evicted"] >= 400 - 64
     assert any("flows_evicted" in reason for reason in verdict["reasons"])
+
+
+def documented() -> dict[str, str]:
+    """The example of docs/metrics.md, as it stands there: c and json."""
+    return dict(re.findall(r"```(c|json)\n(.*?)```", (REPOSITORY / "docs" / "metrics.md").read_text(), re.DOTALL))
+
+
+def test_a_plugin_of_ones_own(lab: Lab, tmp_path: Path, servers: list[subprocess.Popen[str]]) -> None:
+    """The documented one, beside a shipped one, in the same run."""
+    for ending, text in documented().items():
+        (tmp_path / f"slow-start.{ending}").write_text(text)
+    serve(servers, lab.b, TCP_SERVER, "10.93.0.2")
+    run = Run(runbook(lab, "tcpconnect", options="files: [./slow-start.c]"), tmp_path)
+    run.wait_for("window")
+    lab.inside(lab.a, sys.executable, "-c", TCP_CLIENT, "10.93.0.2", "4", "1000")
+    assert run.end() == 0, run.events
+    found = check_bpf(run.archive())
+    assert found["myteam_tcp_states_total", "ESTABLISHED"] == 8
+    assert found["retinarun_tcp_connections_total", "connected", "ipv4", lab.a] == 4
+
+
+def test_a_plugin_that_does_not_compile_is_told_with_the_compilers_words(lab: Lab, tmp_path: Path) -> None:
+    given = documented()
+    (tmp_path / "broken.c").write_text(given["c"].replace("u64 sk =", "u64 sk = nonsense +"))
+    (tmp_path / "broken.json").write_text(given["json"])
+    run = Run(runbook(lab, "dropreason", "2s", options="files: [./broken.c]"), tmp_path)
+    assert run.end() == 0, run.events
+    archive = run.archive()
+    check(archive)
+    rows = {r["plugin"]: r for r in archive.manifest["capabilities"]}
+    assert rows["dropreason"]["status"] == "ok"
+    assert rows["broken"]["status"] == "failed"
+    assert "nonsense" in rows["broken"]["why"]
 
 
 def programs_of(pid: int) -> set[int]:

@@ -6,6 +6,7 @@ never a lost capture. What a source knows that it missed decides the verdict.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import asdict
@@ -177,9 +178,25 @@ class Ebpf(Collector):
         self._stop()
 
 
+def lacks() -> List[Tuple[str, str, str]]:
+    """(what BPF plugins need, why it can't be had here or an empty text, the command that would help)."""
+    from retina_runner.agent.ebpf import source
+
+    why = source.without_bcc()
+    btf = "" if os.path.exists(source.BTF) else f"this kernel has no BTF ({source.BTF})"
+    return [("bcc", why, source.HINT), ("btf", btf, "a kernel with CONFIG_DEBUG_INFO_BTF=y")]
+
+
 def problems(options: Mapping[str, Any]) -> Tuple[List[Gap], List[Gap]]:
-    """(nothing is fatal, a gap for each plugin that this agent lacks)."""
-    wanted = options["plugins"]
-    lacking = [name for name in wanted if name not in plugins.names()]
-    whole = len(lacking) == len(wanted) and not options["files"]
-    return [], [Gap(f"plugin {name}", "this agent has no such plugin", whole=whole) for name in lacking]
+    """(nothing is fatal, a gap for each plugin that this agent lacks, and one for all BPF plugins where none can load)."""
+    wanted = [*options["plugins"], *[f["name"] for f in options["files"]]]
+    lacking = [name for name in options["plugins"] if name not in plugins.names()]
+    gaps = dict.fromkeys(lacking, ("this agent has no such plugin", ""))
+    programs = [
+        n for n in wanted if n not in gaps and (n not in plugins.names() or plugins.load(n).kind == plugins.BPF)
+    ]
+    if programs:
+        said = next(((why, hint) for _, why, hint in lacks() if why), None)
+        gaps.update(dict.fromkeys(programs, said) if said else {})
+    whole = len(gaps) == len(wanted)
+    return [], [Gap(f"plugin {name}", why, hint, whole) for name, (why, hint) in gaps.items()]

@@ -274,6 +274,14 @@ class BpfSource(Source):
 HINT = "apt-get install python3-bpfcc, or dnf install python3-bcc"
 
 
+def without_bcc() -> str:
+    """Why programs can't be compiled here, as far as it can be known without compiling one; else an empty text."""
+    if process.find("python3") is None:
+        return "the distribution's own python3, which BCC belongs to, isn't installed"
+    outcome = process.run(["python3", "-c", "import bcc; bcc.BPF"], limit_s=30.0)
+    return "" if outcome.ok else "BCC's Python module isn't installed"
+
+
 def _shipped(name: str) -> str:
     content = plugins.shipped(name)
     if content is None:

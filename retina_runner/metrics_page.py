@@ -1,0 +1,137 @@
+"""docs/metrics.md, made from the plugins' own descriptions, bpf/*.json, and the table of what was really run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from retina_runner.agent.metrics import plugins
+
+TRIED = (
+    (
+        "6.18",
+        "Debian 12",
+        "0.26",
+        "3.11",
+        "every plugin, with exact counts: tests/node/test_ebpf.py and test_metrics.py",
+    ),
+)
+"""Kernel, distribution, BCC, Python, what ran there. Only what this very code ran on."""
+NOT_TRIED = (
+    "kernels 5.5 to 6.17",
+    "Debian 11, Ubuntu 22.04 and 24.04, RHEL 8 and 9",
+    "arm64",
+    "BCC 0.18 to 0.25 and 0.27 or newer",
+)
+
+
+def page(made: str) -> str:
+    """The page's text; `made` is the line that says how."""
+    lines = [made.replace("the schemas", "bpf/*.json"), "", *INTRODUCTION.strip().splitlines(), ""]
+    lines += ["| plugin | counts | with | default |", "| --- | --- | --- | --- |"]
+    for name in plugins.names():
+        plugin = plugins.load(name)
+        kind = "BPF" if plugin.kind == plugins.BPF else "/proc, sysfs"
+        lines.append(f"| [{name}](#{name}) | {plugin.summary} | {kind} | {'yes' if plugin.default else ''} |")
+    lines += [
+        "",
+        "## Where it was run",
+        "",
+        "| kernel | distribution | BCC | Python | what |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [f"| {' | '.join(row)} |" for row in TRIED]
+    lines += ["", f"Not tried: {'; '.join(NOT_TRIED)}.", ""]
+    for name in plugins.names():
+        lines += _plugin(plugins.load(name))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _plugin(plugin: plugins.Plugin) -> Iterator[str]:
+    document = plugin.document
+    yield from (f"## {plugin.name}", "", f"{plugin.summary}.", "")
+    yield from ("| metric | type | unit | labels | meaning |", "| --- | --- | --- | --- | --- |")
+    for metric in document["metrics"]:
+        labels = "; ".join(f"`{name}`: {values}" for name, values in metric.get("labels", {}).items())
+        total = "" if metric.get("series", True) else " (totals only)"
+        yield f"| `{metric['name']}` | {metric['type']} | {metric['unit']} | {labels} | {metric['help']}{total} |"
+    yield ""
+    for hook in document["hooks"]:
+        need = "" if hook["needed"] else " (if it can be had)"
+        yield f"- {hook['kind']} `{hook['target']}`{need}: {hook.get('adds', '')}"
+    for entry in document["maps"]:
+        yield f"- map `{entry['name']}`, {entry['type']}, {entry['entries']} entries: {entry['holds']}"
+    rights = ", ".join(f"CAP_{r.upper()}" for r in document["rights"]) or "none"
+    yield f"- kernel {document['minimum_kernel']} or newer; rights: {rights}; cost: {_cost(document['cost'])}"
+    for limit in document.get("limits", ()):
+        yield f"- Not told: {limit[0].lower() + limit[1:] if limit[1:2].islower() else limit}"
+    yield ""
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    if cost["ns"] is None:
+        return "not measured"
+    return f"{cost['ns']} ns of CPU per {cost['per']} ({cost['measured']})"
+
+
+INTRODUCTION = """
+# Metric plugins
+
+`ebpf: {plugins: [dropreason, dns], interval: 1s}` loads these plugins on the node for the length of the window. They
+count from T0 to its end; what they counted belongs to the archive:
+
+| file | what |
+| --- | --- |
+| `metrics/metrics.json` | totals of the window with type, unit and help; capabilities, losses, each program's cost |
+| `metrics/metrics.prom` | the same totals as Prometheus text 0.0.4, for a textfile collector or a Pushgateway |
+| `metrics/series.jsonl` | one JSON object at each `interval`: the samples that changed since the line before, cumulative |
+
+Names beginning with `networkobservability_` are those of Microsoft Retina, with its labels where the meaning is the same;
+`retinarun_` are ours. What only grows is a counter (Retina exports most of it as gauges). In OpenMetrics text a counter's
+name must end in `_total`; Retina's names don't, and are written there with the type `unknown` rather than renamed.
+
+BPF programs are attached to raw tracepoints and packet sockets only: the kernel takes both away when the agent's process
+ends, however it ends. BCC (`apt-get install python3-bpfcc`, or `dnf install python3-bcc`) compiles them on the node, in a
+child process; no kernel headers are needed, but the kernel's own type information, /sys/kernel/btf/vmlinux. A plugin that
+can't be had on a node is left out with its reason; everything else is still collected. Every hook is a row of
+`capabilities` in the manifest. What a plugin knows that it missed (a full table, a program run that the kernel skipped, a
+counter that was reset) makes the verdict of the totals `lossy`, with the number.
+
+`netns: [blue, "pid:4711"]` counts in those network namespaces alone, each with a label of its own. Without it, tracepoints
+see the whole node and packet sockets the agent's own namespace; `scope: netns` confines both to the agent's.
+
+## Plugins of your own
+
+`ebpf: {files: [./slow-start.c]}` takes a BPF program in BCC's C and, beside it, `slow-start.json`, which describes it in
+the terms of schemas/plugin.json. `bpf/retinarun.h` is put before the text: `READ`, `O_*` (this kernel's offsets),
+`TP_ARGS_<tracepoint>` and `outside(netns)`, which says whether a namespace isn't asked for. A map that names a `metric`
+becomes it, its key's fields the labels:
+
+```c
+struct key { u32 protocol; };
+BPF_TABLE("percpu_hash", struct key, u64, states, 64);
+
+int on_state(struct bpf_raw_tracepoint_args *ctx) {
+    u64 sk = ctx->args[0], nothing = 0, *found;
+    struct key key = {};
+    if (outside(sock_inode(sk)))
+        return 0;
+    key.protocol = (u32)ctx->args[2];
+    found = states.lookup_or_try_init(&key, &nothing);
+    if (found)
+        lock_xadd(found, 1);
+    return 0;
+}
+```
+
+```json
+{
+  "summary": "Changes of TCP sockets by the new state", "kind": "bpf",
+  "hooks": [{"kind": "raw_tracepoint", "target": "inet_sock_set_state", "program": "on_state", "needed": true}],
+  "maps": [{"name": "states", "type": "percpu_hash", "entries": 64, "holds": "state to changes",
+            "metric": "myteam_tcp_states_total", "key": [{"label": "state", "type": "u32", "names": {"1": "ESTABLISHED"}}]}],
+  "metrics": [{"name": "myteam_tcp_states_total", "type": "counter", "unit": "", "help": "Changes by new state"}],
+  "minimum_kernel": "5.5", "rights": ["bpf", "perfmon"], "cost": {"per": "event", "ns": null, "measured": ""}
+}
+```
+"""
