@@ -40,6 +40,8 @@ def hold(parent: Path, limit_s: float, solo: Optional[Solo] = None) -> int:
         plans = _plans(parent)
         had_plan = had_plan or bool(plans)
         if received is not None and received.si_signo != signal.SIGCHLD:
+            if solo is not None and solo.done:
+                return int(solo.failed)  # the archive had its time to be fetched; who deletes the Job has done with it
             stopping = True
             for plan in plans:
                 signal_agent(Workspace(plan), signal.SIGTERM)

@@ -35,6 +35,11 @@ class Solo:
         launch(self._workspace, self._plan, text)
 
     @property
+    def done(self) -> bool:
+        """Whether its end has been said."""
+        return bool(self._said)
+
+    @property
     def failed(self) -> bool:
         """Whether it ended without an archive, or with one that couldn't be put where it should be."""
         return "failed" in self._said

@@ -76,6 +76,18 @@ def test_an_archive_that_cannot_be_put_away_waits_to_be_fetched(tmp_path: Path, 
     assert end(process)[0] == 1
 
 
+def test_a_job_that_is_deleted_after_its_archive_was_there_ends_at_once(tmp_path: Path) -> None:
+    agent, process = start(tmp_path, b"echo")
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["event"] == "archive"
+    process.terminate()
+    assert end(process) == (0, [])
+    # In a pod the rest ends with its first process.
+    subprocess.run(
+        [*agent, "remove", str(tmp_path / "work" / "solo")], check=True, timeout=120, stdout=subprocess.DEVNULL
+    )
+
+
 def test_a_plan_that_fails_fails_the_job(tmp_path: Path) -> None:
     """Its disk has to keep more free than any disk has."""
     status, said = end(start(tmp_path, b"echo", space=b"900TB")[1])
