@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+from collections.abc import Mapping
+from typing import Any
 
 from retina_runner import planning
 from retina_runner.agent import facts, process
@@ -34,7 +36,10 @@ def main(chosen: argparse.Namespace) -> int:
         print(
             f"  at most {format_size(told['worst_case_bytes'])} on the node's disk, in {work_directory_of(resolved, plan)}"
         )
-        if told["needs"]:
+        to = resolved.reach.get(plan.id)
+        if isinstance(to, PodReach):
+            print(f"  {_job(resolved.jobs[to.job])}")
+        elif told["needs"]:
             lacking = sorted(set(told["needs"]) - set(here["capabilities"])) if plan.executor == "local" else []
             have = (
                 f"; missing here: {', '.join(lacking)} (run as root)"
@@ -49,6 +54,18 @@ def main(chosen: argparse.Namespace) -> int:
             if missing:
                 print(f"  missing here: {', '.join(sorted(set(missing)))}; retina-run doctor says how to get it")
     return Exit.OK
+
+
+def _job(job: Mapping[str, Any]) -> str:
+    """One line on what is created, and what its container may."""
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    context = container["securityContext"]
+    rights = (
+        "privileged"
+        if context.get("privileged")
+        else "capabilities: " + (", ".join(context["capabilities"]["add"]) or "none")
+    )
+    return f"Job {job['metadata']['namespace']}/{job['metadata']['name']}, image {container['image']}; {rights}"
 
 
 def _manifests(resolved: Resolved) -> int:

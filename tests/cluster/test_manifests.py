@@ -70,6 +70,16 @@ def test_the_api_server_finds_nothing_wrong_and_the_jobs_need_no_runner(
     cluster.eventually(lambda: not pods(), "the pods are gone", 300)
 
 
+def test_the_plan_says_which_jobs_with_which_capabilities(runs: Runs, namespace: str, tmp_path: Path) -> None:
+    runbook = tmp_path / "alone.yaml"
+    runbook.write_text(RUNBOOK.format(namespace=namespace))
+    told = runs.command("plan", str(runbook))
+    assert told.returncode == 0, told.stderr
+    capabilities = "BPF, NET_ADMIN, NET_RAW, PERFMON, SETGID, SETUID, SYSLOG"
+    assert told.stdout.count(f"; capabilities: {capabilities}\n") >= 3
+    assert f"Job {namespace}/retina-run-" in told.stdout
+
+
 def test_a_capture_of_retina_as_it_stands(runs: Runs, cluster: Api, shop: Shop, tmp_path: Path) -> None:
     """Retina's own manifest: the pod's node, its packets, its folder on the node's disk."""
     manifest = tmp_path / "capture.yaml"
