@@ -41,7 +41,7 @@ class Connector:
     def __init__(self, forks: int):
         self._gate = threading.BoundedSemaphore(forks)
         self._lock = threading.Lock()
-        self._bastions: dict[str, _Bastion] = {}
+        self._bastions: dict[tuple[Connection, ...] | str, _Bastion] = {}
 
     def connect(self, to: Connection) -> Any:
         """A connected paramiko.SSHClient. Raises LinkRefused, LinkLost."""
@@ -51,7 +51,8 @@ class Connector:
 
     def _bastion(self, to: Connection) -> _Bastion:
         with self._lock:
-            return self._bastions.setdefault(to.jump, _Bastion(hops_of(to)))
+            # The same words with other keys or another user are another connection.
+            return self._bastions.setdefault(to.hops or to.jump, _Bastion(hops_of(to)))
 
     def close(self) -> None:
         """Let go of the bastions."""

@@ -136,7 +136,7 @@ def differences(cases: list[dict[str, Any]], folder: Path) -> list[str]:
 @pytest.mark.parametrize("shape", ["yaml", "ini", "folder"])
 def test_the_same_files_mean_the_same(tmp_path: Path, shape: str) -> None:
     cases = []
-    for seed in range(120):
+    for seed in range(60):
         made = Made(seed)
         folder = tmp_path / str(seed)
         folder.mkdir()
