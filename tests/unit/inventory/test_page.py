@@ -18,7 +18,7 @@ def blocks(kind: str) -> list[str]:
 
 def test_its_runbook_is_valid() -> None:
     (text,) = blocks("yaml")
-    found = parse_runbook(f"name: page\n{text}".encode(), "page.yaml")
+    found = parse_runbook(text.encode(), "page.yaml")
     for capture in found.captures:
         if isinstance(capture.nodes, InventoryNodes):
             for path in capture.nodes.inventories:
