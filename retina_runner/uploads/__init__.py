@@ -7,8 +7,10 @@ taken by other content is a failure, by the same content a success. Secrets are 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +20,8 @@ SINGLE_MOST_BYTES = 32 << 20
 BLOCK_BYTES = 8 << 20
 MOST_BLOCKS = 10_000
 """Parts of a multipart upload, S3; Azure takes 50,000."""
+MOST_SKEW_S = 300.0
+"""How far this machine's clock may be off a store's: beyond it, they refuse signatures (S3: 15 min)."""
 _FIELD = re.compile(r"\{(\w*)\}")
 
 
@@ -131,3 +135,13 @@ def pem_of(ca_file: str) -> str:
         return Path(ca_file).expanduser().read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise NotStored(f"ca_file {ca_file}: {getattr(error, 'strerror', None) or 'is no PEM file'}") from None
+
+
+def check_clock(date: str) -> None:
+    """Raise NotStored when a store's `Date` is far from this machine's time; an absent or odd one says nothing."""
+    try:
+        skew_s = time.time() - parsedate_to_datetime(date).timestamp() if date else 0.0
+    except ValueError:
+        return
+    if abs(skew_s) > MOST_SKEW_S:
+        raise NotStored(f"this machine's clock is {skew_s:+.0f} s off the store's; signatures would be refused")

@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -27,11 +26,11 @@ from retina_runner.uploads import (
     Parcel,
     beside,
     block_bytes,
+    check_clock,
     key_of,
     pem_of,
 )
 
-MOST_SKEW_S = 300.0
 GRANT_VERSION = "2021-12-02"
 """x-ms-version of the node's own requests: old enough for every store, new enough for blocks of 4,000 MiB."""
 
@@ -127,9 +126,7 @@ class AzureBlobTarget:
                 raise self._trouble(error) from None
         except AzureError as error:
             raise self._trouble(error) from None
-        skew = _skew_s(next((d for d in dates if d), ""))
-        if abs(skew) > MOST_SKEW_S:
-            raise NotStored(f"this machine's clock is {skew:+.0f} s off the store's; signatures would be refused")
+        check_clock(next((d for d in dates if d), ""))
 
     def _check_life(self, needed_s: float) -> None:
         """A SAS says itself how long it lives and what it may."""
@@ -291,10 +288,3 @@ def _md5_of(path: Path) -> bytes:
 
 def md5_text(digest: bytes) -> str:
     return base64.b64encode(digest).decode()
-
-
-def _skew_s(date: str) -> float:
-    try:
-        return time.time() - parsedate_to_datetime(date).timestamp() if date else 0.0
-    except ValueError:
-        return 0.0

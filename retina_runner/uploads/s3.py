@@ -23,6 +23,7 @@ from retina_runner.uploads import (
     Parcel,
     beside,
     block_bytes,
+    check_clock,
     key_of,
     pem_of,
 )
@@ -123,6 +124,7 @@ class S3Target:
         if begun.get("missing"):
             raise NotStored(f"there is no bucket {self._bucket}")
         self._call("abort_multipart_upload", Key=key, UploadId=begun["UploadId"])
+        check_clock(str(begun.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")))
 
     # -- storing ---------------------------------------------------------------------------------------------------------
 

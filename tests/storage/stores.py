@@ -30,7 +30,7 @@ class Store(Protocol):
 
     def options(self, port: int = 0, **more: Any) -> dict[str, Any]: ...
 
-    def keys(self) -> list[str]: ...
+    def names(self) -> list[str]: ...
 
     def content(self, key: str) -> bytes: ...
 
@@ -52,7 +52,7 @@ class FolderStore:
     def options(self, port: int = 0, **more: Any) -> dict[str, Any]:
         return {"path": str(self.folder)}
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         return sorted(p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
 
     def content(self, key: str) -> bytes:
@@ -97,7 +97,7 @@ class AzureStore:
             expiry=datetime.now(timezone.utc) + timedelta(seconds=expires_in_s),
         )  # fmt: skip
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         return sorted(blob.name for blob in self._container.list_blobs())
 
     def content(self, key: str) -> bytes:
@@ -134,7 +134,7 @@ class S3Store:
             "credential": f"env:{self.variable}", **more,
         }  # fmt: skip
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         return sorted(entry["Key"] for entry in self._client.list_objects_v2(Bucket=self.name).get("Contents", ()))
 
     def content(self, key: str) -> bytes:

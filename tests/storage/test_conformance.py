@@ -38,7 +38,7 @@ def by_node(store: Store, node: Node, **options: Any) -> list[dict[str, Any]]:
 def test_the_runner_stores_it_whole(store: Store, tmp_path: Path, size: int) -> None:
     parcel = write_random(tmp_path / "nightly-web1-20261125030000UTC.tar.gz", size)
     location = target_of(store, prefix="incidents").store(parcel)
-    (key,) = store.keys()
+    (key,) = store.names()
     assert location.endswith(key)
     assert sha256(store.content(key)) == parcel.sha256
     if store.kind != "directory":
@@ -51,7 +51,7 @@ def test_a_node_stores_it_whole(remote: Store, tmp_path: Path, size: int) -> Non
     node = Node(tmp_path, size)
     (event,) = by_node(remote, node, prefix="incidents")
     assert (event["state"], event["via"]) == ("stored", "node"), event
-    (key,) = remote.keys()
+    (key,) = remote.names()
     assert key == "incidents/nightly-20261125030000UTC/nightly-web1-20261125030000UTC.tar.gz"
     assert event["location"].endswith(key)
     assert sha256(remote.content(key)) == node.parcel.sha256
@@ -61,27 +61,27 @@ def test_a_node_stores_it_whole(remote: Store, tmp_path: Path, size: int) -> Non
 def test_the_key_is_a_template(remote: Store, tmp_path: Path) -> None:
     parcel = write_random(tmp_path / "a.tar.gz", 10)
     target_of(remote, key="{node}/{run}/x-{archive}", prefix="unused").store(parcel)
-    assert remote.keys() == [f"web1/{parcel.run}/x-a.tar.gz"]
+    assert remote.names() == [f"web1/{parcel.run}/x-a.tar.gz"]
 
 
 def test_storing_again_changes_nothing(store: Store, tmp_path: Path) -> None:
     parcel = write_random(tmp_path / "a.tar.gz", 5000)
     assert target_of(store).store(parcel) == target_of(store).store(parcel)
-    assert len(store.keys()) == 1
+    assert len(store.names()) == 1
 
 
 def test_a_node_storing_again_changes_nothing(remote: Store, tmp_path: Path) -> None:
     node = Node(tmp_path, 5000)
     first, again = by_node(remote, node), by_node(remote, node)
     assert [e["state"] for e in first + again] == ["stored", "stored"]
-    assert len(remote.keys()) == 1
+    assert len(remote.names()) == 1
 
 
 @pytest.mark.parametrize("size", [5000, 33 * MIB])
 def test_other_content_is_never_overwritten(store: Store, tmp_path: Path, size: int) -> None:
     parcel = write_random(tmp_path / "a.tar.gz", size)
     target_of(store).store(parcel)
-    (key,) = store.keys()
+    (key,) = store.names()
     changed = write_random(tmp_path / "a.tar.gz", size)
     with pytest.raises(NotStored, match="not overwritten"):
         target_of(store).store(changed)
@@ -104,7 +104,7 @@ def test_small_files_lie_beside_it(store: Store, tmp_path: Path) -> None:
     target.note(parcel, "manifest.json", b'{"format": 1}')
     target.note(parcel, "run.json", b"{}")
     target.note(parcel, "run.json", b'{"exit_code": 0}')  # of an upload that was finished later
-    keys = store.keys()
+    keys = store.names()
     assert len(keys) == 3
     assert [json.loads(store.content(k)) for k in keys if k.endswith("manifest.json")] == [{"format": 1}]
     assert [json.loads(store.content(k)) for k in keys if k.endswith("run.json")] == [{"exit_code": 0}]
@@ -131,7 +131,7 @@ def test_listing_is_whole(remote: Store, tmp_path: Path) -> None:
 
 def test_preflight_leaves_nothing(store: Store) -> None:
     target_of(store).preflight(60)
-    assert store.keys() == []
+    assert store.names() == []
     if isinstance(store, S3Store):
         assert store.unfinished() == []
 
@@ -174,7 +174,7 @@ def test_a_wrong_key_is_refused_and_not_shown(remote: Store, wrong_secret: str, 
             action()
         assert wrong_secret not in repr(caught.value)
         assert wrong_secret not in str(caught.value)
-    assert remote.keys() == []
+    assert remote.names() == []
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_sas_stores(
     target.preflight(60)
     parcel = write_random(tmp_path / "a.tar.gz", size)
     target.store(parcel)
-    (key,) = azure_store.keys()
+    (key,) = azure_store.names()
     assert sha256(azure_store.content(key)) == parcel.sha256
 
 

@@ -47,7 +47,7 @@ def deliver(target: Target, node: Node) -> list[dict[str, Any]]:
 
 def assert_stored(store: Store, node: Node, events: list[dict[str, Any]]) -> None:
     assert [e.get("state") for e in events] == ["stored"], events
-    (key,) = store.keys()
+    (key,) = store.names()
     assert sha256(store.content(key)) == node.parcel.sha256
 
 
@@ -97,7 +97,7 @@ def test_a_refusal_that_stays(remote: Store, proxy: FaultyProxy, tmp_path: Path,
     assert code in event["why"]
     assert proxy.count("PUT") <= 3  # a fresh grant or two for a 403; nothing is hammered
     assert node.path.exists()
-    assert remote.keys() == []
+    assert remote.names() == []
 
 
 def test_a_grant_that_expires_on_the_way(remote: Store, proxy: FaultyProxy, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_an_archive_that_changed_is_not_stored(remote: Store, tmp_path: Path) ->
         (event,) = deliver(target_of(remote, via="node"), node)
         assert event["event"] == "warning", event
         assert "sha256" in event["why"]
-    assert remote.keys() == []
+    assert remote.names() == []
 
 
 def test_a_grant_opens_nothing_else(remote: Store, tmp_path: Path) -> None:
