@@ -76,7 +76,7 @@ class AzureBlobTarget:
             "retry_policy": ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=4),
             "connection_timeout": 20, "read_timeout": 120,
         }  # fmt: skip
-        if self._ca_file:
+        if pem_of(self._ca_file):  # the SDK would say so with a traceback at its first request
             settings["connection_verify"] = self._ca_file
         if self._credential == "default":
             try:

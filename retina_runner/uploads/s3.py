@@ -54,6 +54,7 @@ class S3Target:
                 raise NotStored("s3 needs boto3: pip install 'retina-run[s3]'") from None
             for noisy in ("boto3", "botocore", "urllib3"):
                 logging.getLogger(noisy).setLevel(logging.WARNING)  # at DEBUG they print signatures
+            pem_of(str(self._options.get("ca_file") or ""))
             endpoint = self._options.get("endpoint_url")
             path_style = self._options.get("path_style", bool(endpoint))
             config = Config(

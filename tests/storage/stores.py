@@ -69,11 +69,11 @@ class FolderStore:
 class AzureStore:
     kind = "azure_blob"
 
-    def __init__(self, server: Azurite):
+    def __init__(self, server: Azurite, **settings: Any):
         from azure.storage.blob import BlobServiceClient
 
         self.server, self.name = server, f"c{secrets.token_hex(6)}"
-        self._service = BlobServiceClient.from_connection_string(server.connection_string())
+        self._service = BlobServiceClient.from_connection_string(server.connection_string(), **settings)
         self._container = self._service.create_container(self.name)
         self.variable = f"RR_TEST_AZURE_{self.name.upper()}"
         self.environment = {self.variable: server.connection_string()}
