@@ -149,6 +149,11 @@ def open_client(to: Connection, sock: Any = None) -> Any:
     except SecretError as error:
         raise LinkRefused("credentials", str(error), "it is named in the inventory") from None
     keys: Any = [os.path.expanduser(k) for k in to.key_files]  # a list does as well as a name, whatever its stub says
+    there = [k for k in keys if os.access(k, os.R_OK)]  # as ssh(1): those that aren't there are passed over
+    if keys and not there and not password:
+        why = "it can't be read" if os.path.exists(keys[0]) else "No such file or directory"
+        raise LinkRefused(f"key {keys[0]}", why, "ansible_ssh_private_key_file or IdentityFile names it")
+    keys = there
     for slow in (False, True):
         client = paramiko.SSHClient()
         _host_keys(client, to)
@@ -243,8 +248,11 @@ def _host_keys(client: Any, to: Connection) -> None:
 
     keys = client.get_host_keys()
     name = _known_as(to)
+    revoked = {k for path in to.known_hosts for k in _revoked(Path(path).expanduser())}
     for path in to.known_hosts:
         for line in _lines_for(Path(path).expanduser(), name):
+            if revoked.intersection(line.split()):
+                continue
             try:
                 entry = paramiko.hostkeys.HostKeyEntry.from_line(line)
             except (paramiko.SSHException, paramiko.hostkeys.InvalidHostKey):
@@ -254,6 +262,8 @@ def _host_keys(client: Any, to: Connection) -> None:
 
     class Policy(paramiko.MissingHostKeyPolicy):
         def missing_host_key(self, client: Any, hostname: str, key: Any) -> None:
+            if key.get_base64() in revoked:
+                raise _UnknownHostKey(f"{key.get_name()} {_fingerprint(key)} is marked @revoked")
             if to.host_keys != "accept-new":
                 raise _UnknownHostKey(f"{key.get_name()} {_fingerprint(key)}")
             path = Path(to.known_hosts[0]).expanduser()
@@ -283,6 +293,15 @@ def _lines_for(path: Path, name: str) -> Iterator[str]:
                     yield line
             elif name in words[0].split(","):
                 yield line
+
+
+def _revoked(path: Path) -> Iterator[str]:
+    """Keys that sshd(8)'s known_hosts marks @revoked, for whatever host: base64."""
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            words = line.split()
+            if len(words) >= 4 and words[0] == "@revoked":
+                yield words[3]
 
 
 def _fingerprint(key: Any) -> str:

@@ -225,7 +225,7 @@ class Fleet:
         hosts = "".join(
             f"        n{n}: {{ansible_host: {self.address(n)}}}\n" for n in numbers or range(1, self.count + 1)
         )
-        lines = "".join(f"        {k}: {v}\n" for k, v in every.items())
+        lines = "".join(f"        {k}: {v}\n" for k, v in every.items() if v)  # "": leave it out
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"all:\n  children:\n    nodes:\n      hosts:\n{hosts}      vars:\n{lines}")
         return path

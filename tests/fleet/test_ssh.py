@@ -79,7 +79,7 @@ def test_a_fleet_captures_at_one_instant_and_nothing_is_left(fleet: Fleet, tmp_p
             {
                 "retina_become_password": "env:SUDO_PASSWORD",
                 "retina_password": "env:SUDO_PASSWORD",
-                "ansible_ssh_private_key_file": "''",
+                "ansible_ssh_private_key_file": "",
             },
         ),
     ],
@@ -103,6 +103,7 @@ def test_sudo_with_and_without_its_password(fleet: Fleet, tmp_path: Path, user: 
     [
         ({"ansible_port": "23"}, "10.94.0.11 port 23", "connection refused"),
         ({"retina_known_hosts": "/dev/null"}, "host key of 10.94.0.11 port 22", "it isn't known"),
+        ({"ansible_ssh_private_key_file": "/nowhere/key"}, "key /nowhere/key", "No such file"),
         ({"ansible_user": "nobody"}, "authentication at 10.94.0.11 port 22", "refused for user nobody"),
         ({"ansible_user": "plain", "ansible_become": "true"}, "sudo", "may not without a password"),
         ({"ansible_user": "diag", "ansible_become": "true"}, "sudo", "may not without a password"),
@@ -136,6 +137,18 @@ def test_a_host_key_that_has_changed_is_refused(fleet: Fleet, tmp_path: Path) ->
     (failed,) = run.all("node-failed")
     assert "it has changed" in failed["why"]
     assert f"ssh-keygen -R {fleet.address(1)}" in failed["hint"]
+
+
+def test_a_revoked_host_key_is_refused_also_where_new_ones_are_accepted(fleet: Fleet, tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    line = fleet.known_hosts.read_text().splitlines()[0]
+    known.write_text(f"{line}\n@revoked * {line.split(' ', 1)[1]}\n")
+    inventory = fleet.inventory(
+        tmp_path / "hosts.yaml", [1], retina_known_hosts=str(known), retina_host_keys="accept-new"
+    )
+    run = start(fleet, tmp_path, inventory)
+    assert run.end() == 2, run.events
+    assert "@revoked" in run.all("node-failed")[0]["why"]
 
 
 def test_a_new_host_key_is_written_where_that_was_asked_for(fleet: Fleet, tmp_path: Path) -> None:
