@@ -87,9 +87,9 @@ def test_a_run_that_went_well_says_nothing_and_one_that_did_not_says_it_without_
 
 
 def test_after_each_run_the_older_ones_go(tmp_path: Path) -> None:
-    (tmp_path / "runbook.yaml").write_text(SHORT.replace("duration", "retention: {runs: 2}, duration"))
-    for _ in range(4):
+    (tmp_path / "runbook.yaml").write_text(SHORT.replace("duration", "retention: {runs: 1}, duration"))
+    for _ in range(2):
         assert again(tmp_path, "--quiet-ok").returncode == 0
     listed = subprocess.run([*RETINA_RUN, "list", str(tmp_path / "runs")], capture_output=True, text=True, check=True,
                             env={**os.environ, "PYTHONPATH": str(REPOSITORY)})  # fmt: skip
-    assert len(listed.stdout.splitlines()) == 1 + 2, listed.stdout
+    assert len(listed.stdout.splitlines()) == 1 + 1, listed.stdout
