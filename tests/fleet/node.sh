@@ -43,6 +43,7 @@ UsePAM no
 UseDNS no
 PrintMotd no
 MaxStartups 100
+Subsystem sftp internal-sftp
 CONF
 [ -f "$folder/sshd_extra" ] && cat "$folder/sshd_extra" >>"$root/etc/ssh/sshd_config"
 exec chroot "$root" /usr/sbin/sshd -D -e
