@@ -86,36 +86,43 @@ def _main(chosen: argparse.Namespace, deadline_s: float | None) -> int:
 
 
 def _check(resolved: Resolved) -> int:
-    """Ask every node whether it could; install the agent for that, and take it away again."""
+    """Ask every node whether it could, `forks` at a time, and say it in the plan's order; the exit status."""
+    from concurrent.futures import ThreadPoolExecutor
+
     status = Exit.OK
     links = Links(resolved.forks, resolved.jobs)
-    for number, plan in enumerate(resolved.plans):
-        link = links.to(resolved.reach.get(plan.id), work_directory_of(resolved, plan))
-        try:
-            link.connect()
-            link.install(resolved.agent)
-            try:
-                answer = link.call("check", "--directory", work_directory_of(resolved, plan), stdin=plan.text)
-            finally:
-                link.call("remove", directory_of(resolved, number))
-        except LinkRefused as refused:
-            answer = {"ok": False, "problems": [
-                {"severity": "fatal", "what": refused.what, "why": refused.why, "hint": refused.hint}]}  # fmt: skip
-        except LinkLost as lost:
-            answer = {"ok": False, "problems": [
-                {"severity": "fatal", "what": "connection", "why": str(lost), "hint": ""}]}  # fmt: skip
-        finally:
-            link.close()
-        print(f"{plan.id}: {'ok' if answer['ok'] else 'not possible'}")
-        for problem in answer["problems"]:
-            kind = "gap" if problem["severity"] == "gap" else "problem"
-            print(
-                f"  {kind}: {problem['what']}: {problem['why']}" + (f" ({problem['hint']})" if problem["hint"] else "")
-            )
-        if not answer["ok"]:
-            status = Exit.UNTOUCHED
+    with ThreadPoolExecutor(resolved.forks, thread_name_prefix="check") as pool:
+        answers = pool.map(lambda number: _ask(resolved, links, number), range(len(resolved.plans)))
+        for plan, answer in zip(resolved.plans, answers, strict=True):
+            print(f"{plan.id}: {'ok' if answer['ok'] else 'not possible'}")
+            for problem in answer["problems"]:
+                kind = "gap" if problem["severity"] == "gap" else "problem"
+                hint = f" ({problem['hint']})" if problem["hint"] else ""
+                print(f"  {kind}: {problem['what']}: {problem['why']}{hint}")
+            if not answer["ok"]:
+                status = Exit.UNTOUCHED
     links.close()
     return status
+
+
+def _ask(resolved: Resolved, links: Links, number: int) -> dict[str, Any]:
+    """The node's own answer to `check`; the agent is installed for that, and taken away again."""
+    plan = resolved.plans[number]
+    link = links.to(resolved.reach.get(plan.id), work_directory_of(resolved, plan))
+    try:
+        link.connect()
+        link.install(resolved.agent)
+        try:
+            return link.call("check", "--directory", work_directory_of(resolved, plan), stdin=plan.text)
+        finally:
+            link.call("remove", directory_of(resolved, number))
+    except LinkRefused as refused:
+        trouble = {"what": refused.what, "why": refused.why, "hint": refused.hint}
+    except LinkLost as lost:
+        trouble = {"what": "connection", "why": str(lost), "hint": ""}
+    finally:
+        link.close()
+    return {"ok": False, "problems": [{"severity": "fatal", **trouble}]}
 
 
 def _run(resolved: Resolved, chosen: argparse.Namespace, delivery: Delivery, deadline_s: float | None = None) -> int:
