@@ -15,6 +15,18 @@ settings.register_profile("judged", derandomize=True, deadline=None, database=No
 settings.register_profile("searching", deadline=None)
 settings.load_profile("judged" if os.environ.get("CI") else "searching")
 
+ASKED_FOR = ("ansible", "cluster", "prometheus", "storage")
+"""Markers of tests that need more than Debian's packages: they run where `-m` names them, whatever else it says."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    asked = config.option.markexpr or ""
+    others = [m for m in ASKED_FOR if m not in asked]
+    left_out = [item for item in items if any(item.get_closest_marker(m) for m in others)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
 
 @pytest.fixture(autouse=True)
 def _unharmed(request: pytest.FixtureRequest) -> Iterator[None]:

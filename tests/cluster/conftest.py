@@ -22,13 +22,9 @@ HERE = Path(__file__).resolve().parent
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Not run unless asked for, whatever else `-m` asks for; and with a limit that a bring-up fits in."""
-    ours = [item for item in items if item.get_closest_marker("cluster")]
-    if "cluster" not in (config.option.markexpr or ""):
-        config.hook.pytest_deselected(items=ours)
-        items[:] = [item for item in items if item not in ours]
-    for item in ours:
-        if not item.get_closest_marker("timeout"):
+    """With a limit that a bring-up fits in."""
+    for item in items:
+        if item.get_closest_marker("cluster") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(900))
 
 
