@@ -152,10 +152,15 @@ class Fleet:
             yield from self._pending(0.2)
         yield from self._pending(0.0)
 
-    def interrupt(self) -> None:
-        """End the window now on every node, keep what is there. Safe in a signal handler."""
+    def interrupt(self, signal: str) -> None:
+        """End the window now on every node, keep what is there; `events` tells it.
+
+        Safe in a signal handler: what is interrupted may be anything, an unfinished write to a terminal among it, so
+        nothing is written here, and the queue is one whose `put` may interrupt itself (queue.SimpleQueue).
+        """
         self._interrupted_at = time.monotonic()
         self._interrupted.set()
+        self._say("interrupted", signal=signal, remains=[])
 
     def remains(self) -> tuple[str, ...]:
         """What may still be on nodes at this moment: one line each, `node: directory`."""

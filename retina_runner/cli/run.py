@@ -186,14 +186,18 @@ def conduct(how: Conduct, begin: Mapping[str, Any], chosen: argparse.Namespace, 
         verify=verify_archive, delivery=how.delivery, adopt=adopt,
     )  # fmt: skip
     recorder = Recorder(how.directory, view_of(chosen))
-    interrupts = _Interrupts(fleet, recorder)
+    interrupts = _Interrupts(fleet)
     recorder.add(begin)
     with interrupts, unattended.by(how.deadline_s, interrupts.deadline):
         for event in fleet.events():
+            if event["event"] == "interrupted" and interrupts.leave:
+                recorder.add({**event, "remains": list(fleet.remains())})
+                recorder.end()
+                os._exit(interrupts.leave)
             recorder.add(event)
     how.links.close()
     remains = fleet.remains()
-    if interrupts.received and remains:
+    if interrupts.received and (remains or not recorder.report.interrupted):
         recorder.add({"event": "interrupted", "signal": interrupts.received, "remains": list(remains)})
     status = recorder.end()
     if how.metrics:
@@ -322,11 +326,12 @@ class Recorder:
 class _Interrupts:
     """Ctrl-C once: end the windows, keep what is there. Twice: leave at once, and say what remains."""
 
-    def __init__(self, fleet: Fleet, recorder: Recorder):
-        self._fleet, self._recorder = fleet, recorder
+    def __init__(self, fleet: Fleet):
+        self._fleet = fleet
         self._before: dict[int, Any] = {}
         self.received = ""
         self.why = ""
+        self.leave: Exit | None = None
 
     def __enter__(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -346,12 +351,8 @@ class _Interrupts:
     def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
         name = self.why or signal.Signals(number).name
         self.why = ""
-        if not self.received:
-            self.received = name
-            self._fleet.interrupt()
-            self._recorder.add({"event": "interrupted", "signal": name, "remains": []})
-            return
-        remains = self._fleet.remains()
-        self._recorder.add({"event": "interrupted", "signal": name, "remains": list(remains)})
-        self._recorder.end()
-        os._exit(Exit.TERMINATED if number == signal.SIGTERM else Exit.INTERRUPTED)
+        # Only noted here: whoever reads the fleet's events does the rest, and is not in the middle of a write then.
+        if self.received:
+            self.leave = Exit.TERMINATED if number == signal.SIGTERM else Exit.INTERRUPTED
+        self.received = self.received or name
+        self._fleet.interrupt(name)
