@@ -17,7 +17,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from retina_runner.bundle import AgentBundle
 from retina_runner.delivery import Delivery
 from retina_runner.executors import Clock, Link, LinkLost, LinkRefused
 from retina_runner.fetching import Throttle, fetch
+from retina_runner.freezing import Duties, Freezes, Hands, Postponed
 from retina_runner.verification import Verification
 
 LEAD_MARGIN_S, LEAD_MOST_S = 1.0, 60.0
@@ -70,9 +71,11 @@ class Terms:
 
 @dataclass(frozen=True)
 class Adoption:
-    """What is known of a run whose runner died: its T0 (Unix time), None if none had been agreed."""
+    """What is known of a run whose runner died: its T0 (Unix time), None if none had been agreed; and the ids of the
+    frozen windows that it had brought home."""
 
     t0: float | None
+    brought: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -136,6 +139,7 @@ class Fleet:
         self._stopped = threading.Event()
         self._fails = 0
         self._t0 = 0.0
+        self._freezes = Freezes.of(targets[0].plan) if targets else None
         self._unclean: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -351,43 +355,82 @@ class Fleet:
         return None if report["ok"] else next(p for p in report["problems"] if p["severity"] == "fatal")
 
     def _bring_back(self, target: Target, follower: _Follower) -> None:
+        if follower.duties is not None:
+            follower.duties.finish()
         if follower.archive is not None:
-            self._say_all(target, self._delivery.from_node(
-                target.id, target.node, target.executor == "local", target.directory, follower.archive,
-                lambda *words, **options: self._call_persistently(target, *words, **options),
-            ))  # fmt: skip
-            if not self._delivery.wanted_here(target.id):
-                self._say("delivered", target, location=self._delivery.location(target.id))
-                if not self._terms.keep:
-                    self._remove(target)
+            if not self._bring(target, follower.archive):
                 return
-            path = self._fetch(target, follower.archive)
-            verified = self._verify(path)
-            problems = verified.problems
-            self._say("verified", target, ok=not problems, problems=list(problems))
-            if problems:
-                # Not removed: the node's copy may be the better one.
-                self._failed(target, path.name, problems[0], f"the node keeps its copy in {target.directory}")
-                return
-            manifest = json.dumps(verified.manifest, indent=1).encode() if verified.manifest else b""
-            self._say_all(
-                target, self._delivery.store(target.id, target.node, path, follower.archive["sha256"], manifest)
-            )
         elif not follower.ended:
             self._failed(
                 target, "agent", "it is gone without a word", f"its log is {target.directory}/agent.log on the node"
             )
             return
-        if not self._terms.keep:
+        if not self._terms.keep and not (follower.duties is not None and follower.duties.kept):
             self._remove(target)
 
-    def _fetch(self, target: Target, archive: Mapping[str, Any]) -> Path:
+    def _bring(self, target: Target, archive: Mapping[str, Any], urgent: Callable[[], bool] = lambda: False) -> bool:
+        """Have an archive where it should be; False when the node must keep it. Raises Postponed when something is urgent."""
+        self._say_all(target, self._delivery.from_node(
+            target.id, target.node, target.executor == "local", target.directory, archive,
+            lambda *words, **options: self._call_persistently(target, *words, **options),
+        ))  # fmt: skip
+        if not self._delivery.wanted_here(target.id):
+            self._say("delivered", target, location=self._delivery.location(target.id))
+            return True
+        path = self._fetch(target, archive, urgent)
+        verified = self._verify(path)
+        problems = verified.problems
+        self._say("verified", target, ok=not problems, problems=list(problems))
+        if problems:
+            # Not removed: the node's copy may be the better one.
+            self._failed(target, path.name, problems[0], f"the node keeps its copy in {target.directory}")
+            return False
+        manifest = json.dumps(verified.manifest, indent=1).encode() if verified.manifest else b""
+        self._say_all(target, self._delivery.store(target.id, target.node, path, archive["sha256"], manifest))
+        return True
+
+    def _bring_recording(self, row: Target, archive: Mapping[str, Any], urgent: Callable[[], bool]) -> bool:
+        """As `_bring`, of a frozen window; what goes wrong with it is this one's trouble alone. The node then lets go of it."""
+        try:
+            if not self._bring(row, archive, urgent):
+                return False
+        except LinkRefused as refused:
+            self._failed(row, refused.what, refused.why, refused.hint)
+            return False
+        except OSError as error:
+            self._failed(row, error.filename or "this machine", error.strerror or str(error), "it is still on the node")
+            return False
+        if not self._terms.keep:
+            self._call_persistently(row, "drop", row.directory, "--name", str(archive["name"]))
+        return True
+
+    def duties_of(self, target: Target) -> Duties[Target] | None:
+        """What a node's thread has to do for frozen rings; None in a run without a trigger."""
+        if self._freezes is None:
+            return None
+
+        def clock() -> Clock:
+            found: list[Clock] = []
+            self._persistently(target, lambda: found.append(target.link.clock()))
+            return found[-1]
+
+        def order(document: bytes) -> None:
+            self._call_persistently(target, "freeze", target.directory, stdin=document)
+
+        hands = Hands(clock, order, self._say, lambda stamp: replace(target, id=f"{target.id}#{stamp}"),
+                      self._bring_recording, self._failed)  # fmt: skip
+        return Duties(target, self._freezes, hands, self._adopt.brought if self._adopt else ())
+
+    def _fetch(self, target: Target, archive: Mapping[str, Any], urgent: Callable[[], bool] = lambda: False) -> Path:
         """Bring the archive here, resuming where a broken connection left off; verified by the agent's digest."""
         path = self._archives / str(archive["name"])
         size, sha256 = int(archive["size_bytes"]), str(archive["sha256"])
 
         def read(offset: int) -> Iterator[bytes]:
-            return target.link.fetch(target.directory, path.name, offset)
+            for chunk in target.link.fetch(target.directory, path.name, offset):
+                yield chunk
+                if urgent():
+                    raise Postponed
 
         def bring() -> None:
             with self._slots:
@@ -455,6 +498,17 @@ class Fleet:
             self._unclean[target.id] = what
 
 
+class _Turn(threading.Event):
+    """Set while that is so."""
+
+    def __init__(self, so: Callable[[], bool]):
+        super().__init__()
+        self._so = so
+
+    def is_set(self) -> bool:
+        return self._so()
+
+
 class _Follower:
     """Reads one agent's events over as many connections as it takes, forwards them, and remembers what matters later."""
 
@@ -463,6 +517,7 @@ class _Follower:
         self._next = 0
         self._stopped = False
         self._window = False
+        self.duties = fleet.duties_of(target)
         self.ended = False
         self.archive: dict[str, Any] | None = None
 
@@ -471,6 +526,8 @@ class _Follower:
         while not self.ended:
             if self._fleet._interrupted.is_set() and not self._stopped:
                 self._stop()
+            if self.duties is not None:
+                self.duties.do()
             found: list[dict[str, Any]] = []
             before = self._next
 
@@ -485,12 +542,18 @@ class _Follower:
             if found:
                 yield found[0]
                 return
-            if self._next == before and not (self._fleet._interrupted.is_set() and not self._stopped):
+            if self._next == before and not self._turn():
                 return  # the agent is gone
 
     def _give_up(self) -> threading.Event:
+        return _Turn(self._turn)
+
+    def _turn(self) -> bool:
+        """Whether there is something to do besides listening."""
         # Once the agent has been told to stop, its remaining events are worth waiting for.
-        return threading.Event() if self._stopped else self._fleet._interrupted
+        if self._fleet._interrupted.is_set() and not self._stopped:
+            return True
+        return self.duties is not None and self.duties.due()
 
     def _stop(self) -> None:
         """The window ends now; before it there is nothing to keep, and the agent abandons by itself."""
@@ -515,3 +578,5 @@ class _Follower:
                 **fields,
             }
         )
+        if self.duties is not None:
+            self.duties.take(event)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from retina_runner import filters, naming
 from retina_runner.agent import PLAN_FORMAT, process
 from retina_runner.agent.collectors import tcpdump
+from retina_runner.agent.collectors.tcpdump import RING_STEP_BYTES
 from retina_runner.agent.metrics import plugins
 from retina_runner.bundle import AgentBundle
 from retina_runner.errors import DocumentError, Problem
-from retina_runner.runbook import Capture, CollectorEntry, Runbook
+from retina_runner.runbook import Capture, CollectorEntry, Runbook, Trigger
 from retina_runner.units import format_duration, format_size
 
 COMPILE_LIMIT_S = 60.0
+RING_FILES = 10
+RING_SLACK_S = 15.0
+"""How much longer than it should take an order may be on its way, and the archiving of a window may last."""
 FILTER_OPTIONS = ("filter", "include", "exclude", "source", "destination")
 
 
@@ -63,6 +67,8 @@ def build(
                             problems.append(found)
                         continue
                     options["expression"] = found
+                    if runbook.trigger:
+                        options |= ring_of(options, runbook.trigger)
                 collectors.append({"id": entry.id, "name": entry.name, "options": options})
             plans.append(_plan(runbook, capture, place, run, agent, collectors, several))
     if problems:
@@ -102,9 +108,18 @@ def _plan(runbook: Runbook, capture: Capture, place: Place, run: str, agent: Age
             },
             "collectors": collectors,
             **({"when": {"condition": runbook.when.condition, "over_s": runbook.when.over_s}} if runbook.when else {}),
+            **({"trigger": asdict(runbook.trigger)} if runbook.trigger else {}),
             **({"expect": list(runbook.expect)} if runbook.expect else {}),
         },
     )
+
+
+def ring_of(options: Mapping[str, Any], trigger: Trigger) -> dict[str, Any]:
+    """What makes a tcpdump entry a flight recorder's: the ring that it asks for, or one of as many bytes as its pcap might
+    have had, and for how long it must hold a packet: until its window can be ordered at the latest."""
+    size = max(RING_STEP_BYTES, int(options["max_size"]) // RING_FILES // RING_STEP_BYTES * RING_STEP_BYTES)
+    hold_s = trigger.before_s + max(trigger.after_s, trigger.patience_s) + RING_SLACK_S
+    return {"ring": options.get("ring") or {"files": RING_FILES, "file_size": size}, "hold_s": hold_s}
 
 
 def expression(runbook: Runbook, entry: CollectorEntry, scope: filters.Expression | None = None) -> str | Problem:
@@ -167,6 +182,12 @@ def describe(plans: Sequence[NodePlan], runbook: Runbook) -> tuple[str, ...]:
         f"{runbook.name}: {runbook.summary}" if runbook.summary else runbook.name,
         f"  {format_duration(runbook.duration_s)} on {len(nodes)} node{'s' if len(nodes) != 1 else ''}: {shown}",
     ]
+    if runbook.trigger:
+        to = runbook.trigger
+        lines.append(
+            f"  rings, of which {format_duration(to.before_s)} before and {format_duration(to.after_s)} after are kept on all "
+            f"nodes when one shows {to.condition}; {to.count} times at most"
+        )
     for capture in runbook.captures:
         parts = ", ".join(_entry_line(entry) for entry in capture.collect)
         lines.append(f"  {capture.name + ': ' if len(runbook.captures) > 1 else ''}{parts}")

@@ -62,10 +62,12 @@ def _labelled(line: str, own: str) -> str:
 
 def _of_run(report: RunReport) -> list[tuple[str, str, str]]:
     t0 = datetime.fromisoformat(report.t0.replace("Z", "+00:00")).timestamp() if report.t0 else 0.0
-    collected = sum(n.state == "collected" for n in report.nodes)
+    nodes = [n for n in report.nodes if not n.trigger]
+    collected = sum(n.state == "collected" for n in nodes)
     return [
         ("retinarun_run_t0_seconds", "When the last run began to count, Unix time", f"{t0:.3f}"),
-        ("retinarun_run_nodes", "Nodes of the last run", str(len(report.nodes))),
+        ("retinarun_run_nodes", "Nodes of the last run", str(len(nodes))),
+        ("retinarun_run_frozen_windows", "Windows that the last run's trigger froze, over all nodes", str(len(report.nodes) - len(nodes))),
         ("retinarun_run_nodes_collected", "Nodes of the last run whose archive is complete", str(collected)),
         ("retinarun_run_exit_status", "Exit status of the last run", str(report.exit_code if report.exit_code is not None else -1)),
         ("retinarun_run_packets", "Packets in the archives of the last run", str(sum(n.packets for n in report.nodes))),

@@ -72,7 +72,8 @@ class NodeReport:
 
     `reach` is what a later runner needs to get there again (inventory.Connection as an object); None for this machine.
     `offset_s` is the node's clock minus the runner's, wrong by `offset_error_s` at most; `late_s` how long after T0, in
-    the node's own clock, its window opened, once it has `opened`.
+    the node's own clock, its window opened, once it has `opened`. A frozen window of a ring is a row of its own, whose id
+    is the node's with `#` and the event's name; its `trigger` says what froze it.
     """
 
     id: str
@@ -108,6 +109,7 @@ class NodeReport:
     remains: str = ""
     expectations: tuple[Expectation, ...] = ()
     cost: Cost | None = None
+    trigger: Mapping[str, Any] | None = None
 
     @property
     def over(self) -> bool:
@@ -272,6 +274,8 @@ def _on_node(node: NodeReport, kind: str, event: Mapping[str, Any]) -> NodeRepor
                 sha256=event["sha256"], packets=event.get("packets", node.packets), dropped=event.get("dropped", node.dropped),
                 cost=Cost(**event["cost"]) if "cost" in event else node.cost,
             )  # fmt: skip
+        case "recording":
+            return replace(node, state="fetching", trigger=event["trigger"])
         case "expectation":
             told = Expectation(event["expression"], event["ok"], event.get("why", ""))
             return replace(node, expectations=(*node.expectations, told))

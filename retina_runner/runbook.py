@@ -94,6 +94,19 @@ class When:
 
 
 @dataclass(frozen=True)
+class Trigger:
+    """What makes a run a flight recorder: see `trigger` of schemas/runbook.json. Its fields are those of the plan."""
+
+    condition: str
+    every_s: float
+    before_s: float
+    after_s: float
+    count: int
+    cooldown_s: float
+    patience_s: float
+
+
+@dataclass(frozen=True)
 class Runbook:
     """Everything that a runbook says. `sha256` is of the file as it was read, once."""
 
@@ -112,6 +125,7 @@ class Runbook:
     document: Document
     retention: Keep | None = None
     when: When | None = None
+    trigger: Trigger | None = None
     expect: tuple[str, ...] = ()
 
     @property
@@ -186,6 +200,7 @@ def _build(document: Document, folder: Path, extra: Mapping[str, tuple[Any, str]
         document=document,
         retention=_retention(whole.get("retention")),
         when=When(whole["when"]["condition"], whole["when"]["over"]) if "when" in whole else None,
+        trigger=_trigger(whole.get("trigger")),
         expect=tuple(whole.get("expect", ())),
     )
 
@@ -194,6 +209,15 @@ def _retention(given: Mapping[str, Any] | None) -> Keep | None:
     if given is None:
         return None
     return Keep(given.get("runs"), given.get("days"), given.get("bytes"), tuple(given.get("pin", ())))
+
+
+def _trigger(given: Mapping[str, Any] | None) -> Trigger | None:
+    if given is None:
+        return None
+    return Trigger(
+        given["condition"], given["every"], given["before"], given["after"], given["count"], given["cooldown"],
+        given["patience"],
+    )  # fmt: skip
 
 
 def _list(value: Any, key: str) -> list[Any]:
@@ -301,6 +325,8 @@ def _condition_problems(document: Document, value: Any) -> list[Problem]:
     if isinstance(value, dict):
         if isinstance(value.get("when"), dict):
             found.append((("when", "condition"), value["when"].get("condition"), False))
+        if isinstance(value.get("trigger"), dict):
+            found.append((("trigger", "condition"), value["trigger"].get("condition"), False))
         found += [(("expect", n), text, True) for n, text in enumerate(_list(value, "expect"))]
     problems = []
     for path, text, afterwards in found:

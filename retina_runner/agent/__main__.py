@@ -1,5 +1,5 @@
-"""The agent's verbs, one JSON object a line on stdout: check, start, release, events, alive, fetch, upload, keep, stop, remove,
-clock, serve, hold.
+"""The agent's verbs, one JSON object a line on stdout: check, start, release, freeze, events, alive, fetch, drop, upload, keep,
+stop, remove, clock, serve, hold.
 
 Exit status 0 when the verb did what it says, 2 for a plan or directory that won't do, 1 for a bug (a traceback).
 """
@@ -31,6 +31,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     for name, text in {
         "start": "run the plan on stdin in DIRECTORY, detached",
         "release": "tell the agent T0: a JSON object on stdin",
+        "freeze": "keep a window of the rings: a JSON object on stdin",
+        "drop": "delete the archive of a frozen window, which is somewhere else now",
         "events": "print the events of DIRECTORY",
         "alive": "does an agent live in DIRECTORY?",
         "fetch": "print the archive's bytes",
@@ -50,7 +52,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             verb.add_argument("--offset", type=int, default=0)
         if name == "upload":
             verb.add_argument("--deadline", type=float, default=3600.0, metavar="SECONDS")
-        if name in ("fetch", "upload", "keep"):
+        if name in ("fetch", "upload", "keep", "drop"):
             verb.add_argument("--name", required=True)
     check = verbs.choices["check"]
     check.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where `start` would be told to work")
@@ -125,6 +127,39 @@ def _release(chosen: argparse.Namespace) -> int:
     if not workspace.release.exists():  # the first T0 stands: a repeated release changes nothing
         write_whole(workspace.release, release)
     _say({"ok": True, "alive": workspace.alive()})
+    return 0
+
+
+def _freeze(chosen: argparse.Namespace) -> int:
+    from retina_runner.agent.recorder import Freeze
+    from retina_runner.agent.workspace import Workspace, write_whole
+
+    workspace = Workspace(chosen.directory)
+    if not workspace.plan.exists():
+        return _refuse(f"no plan in {chosen.directory}")
+    try:
+        order = json.loads(sys.stdin.buffer.read())
+        stamp = Freeze.of(order).stamp
+    except (ValueError, TypeError) as error:
+        return _refuse(f"not an order: {error}")
+    if not stamp.isdecimal():
+        return _refuse(f"not an event's name: {stamp!r}")
+    workspace.orders.mkdir(mode=0o700, exist_ok=True)
+    order_file = workspace.orders / f"{stamp}.json"
+    if not order_file.exists():  # the first one stands: a repeated order changes nothing
+        write_whole(order_file, order)
+    _say({"ok": True, "alive": workspace.alive()})
+    return 0
+
+
+def _drop(chosen: argparse.Namespace) -> int:
+    from retina_runner.agent.workspace import Workspace
+
+    archive = Workspace(chosen.directory).archive / chosen.name
+    if os.sep in chosen.name:
+        return _refuse(f"no archive {chosen.name} in {archive.parent}")
+    archive.unlink(missing_ok=True)
+    _say({"ok": True})
     return 0
 
 

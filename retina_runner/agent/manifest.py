@@ -44,8 +44,10 @@ class CostFacts:
 
 
 def render(*, plan: Plan, record: Record, base: str, host: Mapping[str, Any], files: Iterable[Any], window: WindowFacts,
-           clock: ClockFacts, cost: CostFacts, phases: Mapping[str, str]) -> bytes:  # fmt: skip
-    """The manifest's JSON. `files` are archive.MemberInfo."""
+           clock: ClockFacts, cost: CostFacts, phases: Mapping[str, str], planned_s: Optional[float] = None,
+           trigger: Optional[Mapping[str, Any]] = None) -> bytes:  # fmt: skip
+    """The manifest's JSON. `files` are archive.MemberInfo. `trigger` is what froze a ring (recorder.Freeze.told), and
+    `planned_s` how long that window should have been."""
     entries = []
     for file in files:
         entry: Dict[str, Any] = {"path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256}
@@ -67,10 +69,11 @@ def render(*, plan: Plan, record: Record, base: str, host: Mapping[str, Any], fi
             "t0_node": utc(window.t0_node),
             "end": utc(window.t0 + window.duration_s),
             "duration_s": round(window.duration_s, 6),
-            "planned_s": plan.duration_s,
+            "planned_s": plan.duration_s if planned_s is None else planned_s,
             "late_s": round(window.late_s, 6),
             "stopped_early": window.stopped_early,
         },
+        **({"trigger": dict(trigger)} if trigger is not None else {}),
         "clock": {
             "offset_s": clock.offset_s,
             "offset_error_s": clock.offset_error_s,

@@ -42,8 +42,10 @@ def _pack(workspace: Workspace, plan: Plan, why: str, journal: Journal) -> None:
         release = json.loads(workspace.release.read_bytes())
     t0, reference = float(release["t0"] or 0), float(release["reference_t0"] or 0)
     base = f"{plan.prefix}-{time.strftime('%Y%m%d%H%M%S', time.gmtime(reference))}UTC"
+    whole = {str(e["name"]) for e in read_events(workspace.events) if e["event"] == "frozen"}
     for stale in workspace.archive.iterdir():
-        stale.unlink()  # the dead worker's archive has no end and can't be continued; what it held is still in raw/
+        if stale.name not in whole:
+            stale.unlink()  # the dead worker's archive has no end and can't be continued; what it held is still in raw/
     (workspace.raw / "ballast").unlink() if (workspace.raw / "ballast").exists() else None
     record = Record(warnings=[why])
     for entry in plan.entries:

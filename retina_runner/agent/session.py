@@ -10,17 +10,20 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from retina_runner.agent import bounds, collectors, conditions, facts, manifest, symptoms
+from retina_runner.agent import bounds, collectors, conditions, counters, facts, manifest, symptoms
 from retina_runner.agent.archive import ArchiveWriter
 from retina_runner.agent.clock import NodeClock
 from retina_runner.agent.context import COMPLETE, PARTIAL, Context, Gap, Record, Verdict, Window, utc, worst
 from retina_runner.agent.counters import Snapshot
 from retina_runner.agent.plan import Entry, Plan
+from retina_runner.agent.recorder import Freeze, Recorder, Rings, Terms
 from retina_runner.agent.workspace import Journal, Workspace
 
 RELEASE_POLL_S = 0.05
@@ -105,6 +108,7 @@ class Session:
         self._times: Dict[str, str] = {}
         self._expected = [conditions.parse(text, afterwards=True) for text in plan.document.get("expect") or ()]
         self._looks: List[Tuple[Snapshot, Dict[str, int], float]] = []
+        self._done = ""
 
     def run(self) -> str:
         state, why, hint = "failed", "", ""
@@ -326,11 +330,94 @@ class Session:
         )
         watch.start()
         try:
-            if self.stop.wait(self._t0_monotonic + self.plan.duration_s - time.monotonic()):
+            if self.plan.document.get("trigger"):
+                self._watch_for_trigger()
+            elif self.stop.wait(self._t0_monotonic + self.plan.duration_s - time.monotonic()):
                 self._cut_short()
         finally:
             watch.stop()
             self._intervals_ns()  # a last look at the clock, while the window's packets are still being read
+
+    def _watch_for_trigger(self) -> None:
+        """The flight recorder's window: it ends when its time is over and nothing is pending, or after so many events."""
+
+        def protect(on: bool) -> None:
+            for _, _, collector in self._active:
+                collector.protect(on)
+
+        recorder = Recorder(
+            Terms.of(self.plan.document["trigger"]), self.plan.node, self.workspace.orders, self.journal.emit,
+            Rings(protect, self._record, self._offset),
+        )  # fmt: skip
+        recorder.run(self._t0_monotonic + self.plan.duration_s, self.stop.wait, lambda: self.stop.reason)
+        self._done = recorder.done
+        if self.stop.reason is not None:
+            self._cut_short()
+            return
+        assert self._window is not None
+        # What the other collectors say at the end is of all this time, an event's aftermath included.
+        self._window = Window(self._window.t0, time.monotonic() - self._t0_monotonic)
+        for _, context, _ in self._active:
+            context.window = self._window
+
+    def _record(self, freeze: Freeze, before: Snapshot, after: Snapshot) -> None:
+        """One archive of one frozen window; told as `frozen`, or as `not-frozen` with the reason."""
+        base = f"{self.plan.prefix}-event-{freeze.stamp}UTC"  # T0 may be in the same second
+        out = self.workspace.raw / f"frozen-{freeze.stamp}"
+        writer: Optional[ArchiveWriter] = None
+        try:
+            out.mkdir(mode=0o700)
+            path = self.workspace.archive / f"{base}.tar.gz"
+            level = 0 if self.plan.compression == "none" else 1
+            writer = ArchiveWriter(path, base, mtime=freeze.reference, level=level)
+            self._fill(freeze, writer, base, out, counters.delta("trigger", before, after))
+        except Exception as error:
+            if writer is not None:
+                writer.abandon()
+            why = (error.strerror or str(error)) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            self.journal.emit("not-frozen", why=why, trigger=freeze.told())
+        finally:
+            shutil.rmtree(str(out), ignore_errors=True)
+
+    def _fill(self, freeze: Freeze, writer: ArchiveWriter, base: str, out: Path, moved: List[Dict[str, Any]]) -> None:
+        record, window = Record(), Window(freeze.start, freeze.end - freeze.start)
+        for entry, own, collector in self._active:
+            context = Context(entry.id, entry.options, out, own.raw, record, self.journal.emit)
+            context.window, context.base, context.open_member = window, base, writer.open_member
+            context.intervals_ns = lambda: ((round(freeze.start * 1e6) * 1000, round(freeze.end * 1e6) * 1000),)
+            record.collectors[entry.id] = {"name": entry.name, "options": dict(entry.options)}
+            collector.record(context)
+            record.collectors[entry.id]["status"] = "done"
+        delta = json.dumps({"format": 1, "counters": moved}, indent=1) + "\n"
+        writer.add_bytes("state/delta/trigger.json", delta.encode())
+        for path in sorted(p for p in out.rglob("*") if p.is_file()):
+            writer.add_file(str(path.relative_to(out)), path)
+        if not record.verdicts:
+            record.verdicts.append(Verdict("state/delta/trigger.json", COMPLETE))
+        for verdict in record.verdicts if freeze.stopped else ():
+            verdict.lower(PARTIAL, f"the window was cut short: {freeze.stopped}")
+        if freeze.why_alone:
+            record.warnings.append(f"no other node's ring was frozen for this: {freeze.why_alone}")
+        made = writer.finish(
+            lambda files: manifest.render(
+                plan=self.plan, record=record, base=base, host=self._host, files=files,
+                window=manifest.WindowFacts(
+                    t0=freeze.reference - (freeze.instant - freeze.start), t0_node=freeze.start, duration_s=window.duration_s,
+                    late_s=0.0, stopped_early=freeze.stopped or None,
+                ),
+                clock=manifest.ClockFacts(freeze.offset_s, freeze.offset_error_s, tuple(self.clock.steps)),
+                cost=self._cost(), phases=self._times, trigger=freeze.told(),
+                planned_s=self.plan.document["trigger"]["before_s"] + self.plan.document["trigger"]["after_s"],
+            )
+        )  # fmt: skip
+        self.journal.emit(
+            "frozen", name=made.path.name, size_bytes=made.size_bytes, sha256=made.sha256,
+            verdict=worst([v.verdict for v in record.verdicts]),
+            reasons=[f"{v.artefact}: {r}" for v in record.verdicts for r in v.reasons],
+            packets=sum(record.packets.values()),
+            dropped=sum(n for v in record.verdicts for k, n in v.counts.items() if k.startswith("dropped_by_")),
+            trigger=freeze.told(),
+        )  # fmt: skip
 
     def _cut_short(self) -> None:
         elapsed = max(0.0, time.monotonic() - self._t0_monotonic)
@@ -408,7 +495,7 @@ class Session:
             self.record.verdicts.append(Verdict("manifest.json", COMPLETE))
         assert self._window is not None
         for verdict in self.record.verdicts:
-            if self._window.duration_s < self.plan.duration_s:
+            if self._window.duration_s < self.plan.duration_s and not self._done:
                 verdict.lower(
                     PARTIAL, f"{self._window.duration_s:.1f} of {self.plan.duration_s:.0f} s: {self.stop.reason}"
                 )
@@ -417,22 +504,25 @@ class Session:
 
     def _manifest(self, files: Any) -> bytes:
         assert self._window is not None
-        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
         return manifest.render(
             plan=self.plan, record=self.record, base=self._base, host=self._host, files=files,
             window=manifest.WindowFacts(
                 t0=self._reference_t0, t0_node=self._window.t0, duration_s=self._window.duration_s, late_s=self._late_s,
-                stopped_early=self.stop.reason if self._window.duration_s < self.plan.duration_s else None,
+                stopped_early=(self._done or self.stop.reason) if self._window.duration_s < self.plan.duration_s else None,
             ),
             clock=manifest.ClockFacts(*self._offset, steps=tuple(self.clock.steps)),
-            cost=manifest.CostFacts(
-                cpu_s=own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
-                peak_rss_bytes=own.ru_maxrss * 1024,
-                peak_child_rss_bytes=children.ru_maxrss * 1024,
-                rehearsal_s=self._rehearsal_s,
-            ),
+            cost=self._cost(),
             phases=self._times,
         )  # fmt: skip
+
+    def _cost(self) -> manifest.CostFacts:
+        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        return manifest.CostFacts(
+            cpu_s=own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
+            peak_rss_bytes=own.ru_maxrss * 1024,
+            peak_child_rss_bytes=children.ru_maxrss * 1024,
+            rehearsal_s=self._rehearsal_s,
+        )
 
 
 def _told(numbers: Dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ class Workspace:
         self.plan = directory / "plan.json"
         self.events = directory / "events.jsonl"
         self.release = directory / "release.json"
+        self.orders = directory / "orders"
         self.lock = directory / "lock"
         self.pid = directory / "pid"
         self.out = directory / "out"

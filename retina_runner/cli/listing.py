@@ -17,22 +17,26 @@ def main(chosen: argparse.Namespace) -> int:
     folder = Path(chosen.folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such directory; runs are made in `runs` unless --output says otherwise")
-    rows = [("RUN", "STATE", "NODES", "VERDICT", "FINDINGS", "T0", "SIZE", "ARCHIVES")]
+    rows = [("RUN", "STATE", "NODES", "EVENTS", "VERDICT", "FINDINGS", "T0", "SIZE", "ARCHIVES")]
     for entry in history.entries(folder):
         report, past = entry.report, entry.past
         if chosen.json:
             print(json.dumps({"run": report.run, "runbook": report.runbook, "directory": str(entry.path), "state": _state(report),
                               "verdict": _verdict(report), "t0": report.t0, "exit_code": report.exit_code,
                               "size_bytes": past.size_bytes, "kept": past.guard, "findings": _findings(report),
+                              "events": sorted({n.trigger["stamp"] for n in report.nodes if n.trigger}),
                               "archives": [n.archive for n in report.nodes if n.archive],
                               "stored": _stored(report)}))  # fmt: skip
             continue
-        collected = sum(1 for n in report.nodes if n.archive)
+        nodes = [n for n in report.nodes if not n.trigger]
+        collected = sum(1 for n in nodes if n.archive)
+        events = {n.trigger["stamp"] for n in report.nodes if n.trigger}
         rows.append(
             (
                 entry.path.name,
                 _state(report),
-                f"{collected}/{len(report.nodes)}",
+                f"{collected}/{len(nodes)}",
+                str(len(events) or "-"),
                 _verdict(report),
                 str(_findings(report) or "-"),
                 report.t0[:19] or "-",

@@ -36,7 +36,8 @@ def main(chosen: argparse.Namespace) -> int:
     begin = {"event": "resumed", "pid": os.getpid(), "ids": [n.id for n in left]}
     t0 = datetime.fromisoformat(report.t0.replace("Z", "+00:00")).timestamp() if report.t0 else None
     how = Conduct(directory, targets, links, terms, of_record(report.terms, directory.name), agent_bundle())
-    return conduct(how, begin, chosen, Adoption(t0))
+    brought = frozenset(n.id for n in report.nodes if n.trigger and n.state == "collected")
+    return conduct(how, begin, chosen, Adoption(t0, brought))
 
 
 def open_run(path: Path) -> tuple[RunDirectory, RunReport]:
@@ -56,7 +57,7 @@ def open_run(path: Path) -> tuple[RunDirectory, RunReport]:
             "version": report.version, "directory": report.directory, "duration_s": report.duration_s, "time": report.started,
             "fail_on_loss": report.fail_on_loss, "pid": report.pid, "terms": report.terms,
             "nodes": [{"id": n.id, "node": n.node, "capture": n.capture, "executor": n.executor, "directory": n.directory,
-                       "reach": n.reach} for n in report.nodes]}]  # fmt: skip
+                       "reach": n.reach} for n in report.nodes if not n.trigger]}]  # fmt: skip
     if report.t0:
         log.append({"event": "t0", "time": report.started, "t0": report.t0, "lead_s": 0.0})
     directory.write(directory.events, "".join(json.dumps({"seq": i, **e}) + "\n" for i, e in enumerate(log)))

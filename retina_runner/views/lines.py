@@ -31,7 +31,10 @@ class Lines:
         if self._quiet:
             return
         kind = event.get("event")
-        if kind == "t0":
+        nodes = [n for n in report.nodes if not n.trigger]
+        if kind == "freeze":
+            self._say(event, f"{event['at']}: trigger at {event['instant'][:19]}Z: the rings of all nodes are frozen")
+        elif kind == "t0":
             self._say(event, f"T0 is {event['t0'][:19]}Z, in {event['lead_s']:.0f} s")
         elif (
             kind in ("node-failed", "limit", "warning", "clock", "lost", "reattached", "interrupted")
@@ -40,13 +43,13 @@ class Lines:
         ):
             self._say(event, _words(event))
         # A node that has dropped out has reached nothing, and nobody waits for it.
-        ranks = [RANK.get(n.state, BETWEEN.get(n.state, -1)) for n in report.nodes if n.state not in OUT]
-        reached, whole = min(ranks, default=-1), len(report.nodes)
+        ranks = [RANK.get(n.state, BETWEEN.get(n.state, -1)) for n in nodes if n.state not in OUT]
+        reached, whole = min(ranks, default=-1), len(nodes)
         for rank in range(self._told + 1, reached + 1):
             name = ORDER[rank]
             count = sum(1 for r in ranks if r >= rank)
             if name == "collected":
-                count = sum(1 for n in report.nodes if n.state == "collected")
+                count = sum(1 for n in nodes if n.state == "collected")
             self._say(event, f"{name}: {count}/{whole} node{'s' if whole != 1 else ''}")
             self._told = rank
 
@@ -67,7 +70,7 @@ class QuietOk:
         return None
 
     def close(self, report: RunReport) -> None:
-        if report.exit_code or any(n.warnings or n.verdict not in ("", "complete") for n in report.nodes):
+        if report.exit_code or any(n.trigger or n.warnings or n.verdict not in ("", "complete") for n in report.nodes):
             print(table(report), file=self._out, flush=True)
 
 

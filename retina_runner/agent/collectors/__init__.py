@@ -6,6 +6,7 @@ The session calls the hooks of every collector of its plan in this order; each i
     begin    (just before T0)       snapshot counters; must be quick, its duration is measured by a rehearsal
     end      (at T0 + duration)     snapshot counters again, first thing
     finish   (after the overrun)    stop what runs, take the slow snapshots again, write artefacts, deltas and verdicts
+    protect, record  (in between)   for rings: keep what there is, and archive a part of it; see agent/recorder.py
     abandon  (whenever)             undo everything, keep nothing; idempotent, never raises
 
 A hook raises `Gap` for "can't be had here" (noted; the collector's later hooks still run unless it was `prepare`), and
@@ -42,6 +43,12 @@ class Collector:
 
     def abandon(self) -> None:
         """Undo."""
+
+    def protect(self, on: bool) -> None:
+        """Keep all of a ring that there is, until told that it may go on forgetting. Called in windows with a trigger."""
+
+    def record(self, context: Context) -> None:
+        """Put what this collector's ring holds of `context.window` into an archive of its own. As often as it is called."""
 
     def progress(self) -> Dict[str, int]:
         """Whole numbers for the live view: `bytes`, `packets`, `dropped`; called about once a second."""

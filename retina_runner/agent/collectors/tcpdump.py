@@ -11,7 +11,8 @@ What was measured with tcpdump 4.99 and is kept to here:
 * `-C` with `-W` rewrites its files in place. A ring here is `-C` alone, whose names are unique, pruned by us.
 * libpcap's optimiser (1.10.3) miscompiles: of `(net fd00::/63) and (dst net fd00::/63)` it makes "from there and to
   there". The filter runs as it was generated, `-O`, unless the kernel can't take a program of that length.
-* SIGUSR1 makes tcpdump print its counts while it runs.
+* SIGUSR1 makes tcpdump print its counts while it runs. SIGUSR2 would flush its file, but from inside the signal
+  handler, and into a file that `-C` may have closed: a ring that is frozen while it runs is written with `-U` instead.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ import signal
 import subprocess
 import threading
 import time
+from collections import deque
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Deque, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from retina_runner.agent import process
+from retina_runner.agent import pcap, process
 from retina_runner.agent.collectors import Collector
 from retina_runner.agent.context import COMPLETE, LOSSY, PARTIAL, UNKNOWN, Context, Gap, Verdict
 from retina_runner.agent.pcap import Cutter
@@ -44,6 +46,10 @@ REST_BYTES = 256 << 20
 RUNAWAY_ROOM_BYTES = 64 << 20
 RING_STEP_BYTES = 1_000_000
 """tcpdump(8): the units of -C are millions of bytes."""
+COUNTS_TAIL_BYTES = 2000
+"""The newest counts are in the log's end; after hours of asking every two seconds the log is a megabyte."""
+COUNTS_LIMIT_S = 3.0
+SETTLE_LIMIT_S = 15.0
 MOST_INSTRUCTIONS = 4096
 """BPF_MAXINSNS, linux/bpf_common.h: with a longer program libpcap filters in user space, where it would cost packets."""
 LISTENING = re.compile(rb"listening on ")
@@ -82,6 +88,8 @@ def argv(
     ring = options.get("ring")
     if ring:
         command += ["-C", str(ring["file_size"] // RING_STEP_BYTES)]
+    if options.get("hold_s"):
+        command.append("-U")
     return command + (["-O"] if options.get("expression") and not optimise else []) + _expression(options)
 
 
@@ -94,7 +102,8 @@ def worst_case_bytes(options: Mapping[str, Any], interfaces: int) -> int:
     """The most that this entry can hold on the node's disk: the pcap and its compressed copy, for each interface."""
     ring = options.get("ring")
     one = (ring["files"] + 1) * ring["file_size"] if ring else options["max_size"]
-    return int(2 * one * interfaces)
+    # A ring that is being frozen may grow to twice its size, beside the archive that is made of it.
+    return int((3 if options.get("hold_s") else 2) * one * interfaces)
 
 
 def interfaces_of(options: Mapping[str, Any]) -> List[str]:
@@ -164,6 +173,14 @@ class Tcpdump(Collector):
             number += "-" + re.sub(r"[^A-Za-z0-9_.-]", "_", interface)
         return number
 
+    def protect(self, on: bool) -> None:
+        for tap in self._taps:
+            tap.protected = on
+
+    def record(self, context: Context) -> None:
+        for tap in self._taps:
+            tap.record(context)
+
     def progress(self) -> Dict[str, int]:
         total: Dict[str, int] = {"bytes": 0, "packets": 0, "dropped": 0}
         for tap in self._taps:
@@ -190,6 +207,9 @@ class Tcpdump(Collector):
 class _Tap:
     """One tcpdump on one interface, and the thread that reads its file while it grows."""
 
+    SETTLED_S = 1.5
+    """tcpdump(8) asks libpcap for blocks at least every second."""
+
     def __init__(self, context: Context, interface: str, suffix: str, optimise: bool):
         self._context, self._options, self.interface, self._suffix = context, context.options, interface, suffix
         # AppArmor's profile for tcpdump permits these names only; the interface's own name is in the log.
@@ -204,6 +224,11 @@ class _Tap:
         self._listening_at = 0.0
         self._kept_files: List[Path] = []
         self._evicted = 0
+        self.protected = False
+        self._pruning = threading.Lock()
+        self._appeared: Dict[str, float] = {}
+        self._evicted_until = 0.0
+        self._counted: Deque[Tuple[float, Dict[str, int]]] = deque()
         self._error = ""
         self._full = self._disk_full = False
         self._cutters: List[Cutter] = []
@@ -358,15 +383,27 @@ class _Tap:
         )
 
     def _prune_until_stopped(self) -> None:
-        keep = self._options["ring"]["files"]
         while not self._stopping.wait(POLL_S):
-            self._prune(keep)
-        self._prune(keep)
+            self._prune()
+        self._prune()
 
-    def _prune(self, keep: int) -> None:
-        for path in self._files()[:-keep]:
-            path.unlink()
-            self._evicted += 1
+    def _prune(self) -> None:
+        """Forget the oldest files: those beyond the ring's number, and of a ring that is held those beyond its seconds."""
+        keep, hold_s, now = self._options["ring"]["files"], self._options.get("hold_s"), time.monotonic()
+        with self._pruning:
+            files = self._files()
+            for path in files:
+                self._appeared.setdefault(path.name, now)
+            most = 2 * keep if self.protected else keep
+            while len(files) > 1:
+                # A file's last packet came before the next file's first. By the monotonic clock: steps age nothing.
+                aged = hold_s and not self.protected and self._appeared[files[1].name] < now - hold_s
+                if len(files) <= most and not aged:
+                    break
+                self._evicted_until = max(self._evicted_until, files[0].stat().st_mtime)
+                self._appeared.pop(files[0].name, None)
+                files.pop(0).unlink()
+                self._evicted += 1
 
     def progress(self) -> Dict[str, int]:
         now = time.monotonic()
@@ -380,8 +417,12 @@ class _Tap:
                 self._process.send_signal(signal.SIGUSR1)
             except ProcessLookupError:
                 pass
-        counts = counts_of(_read(self._log))
+        counts = counts_of(_read(self._log, COUNTS_TAIL_BYTES))
         dropped = counts.get("dropped_by_kernel", 0) + counts.get("dropped_by_interface", 0)
+        if self._options.get("hold_s"):
+            self._counted.append((now, counts))
+            while len(self._counted) > 1 and self._counted[1][0] < now - 2 * self._options["hold_s"]:
+                self._counted.popleft()
         if self._options.get("ring"):
             return {
                 "bytes": sum(_size(p) for p in self._files()),
@@ -394,6 +435,103 @@ class _Tap:
             "dropped": dropped,
         }
 
+    # -- a part of the ring, while it goes on ------------------------------------------------------------------------
+
+    def record(self, context: Context) -> None:
+        """One pcap of the packets of `context.window`, into an archive of its own, with a verdict of its own."""
+        assert context.intervals_ns is not None
+        assert context.open_member is not None
+        name = f"{context.base}{self._suffix}.pcap"
+        unwritten, counts = self._settle()
+        log = ("tcpdump" + self._suffix if self._suffix.startswith("-") else "tcpdump") + ".log"
+        context.write(f"logs/{log}", b"argv: " + repr(self._argv).encode() + b"\n" + _read(self._log))
+        cutters: List[Cutter] = []
+        member = context.open_member(name)
+        header = b""
+        with self._pruning:
+            try:
+                for path in self._files():
+                    cutters.append(Cutter(context.intervals_ns()))
+                    header = _copy_cut(path, cutters[-1], member, header)
+                if not header:
+                    member.write(pcap.header(snaplen=self._options["snaplen"]))
+            finally:
+                member.close()
+        kept = sum(c.packets_kept for c in cutters)
+        context.note_packets(name, kept)
+        verdict = context.verdict(Verdict(name, COMPLETE, [], {"in_window": kept}))
+        self._judge_record(context, verdict, cutters, counts, unwritten)
+
+    def _settle(self) -> Tuple[int, Dict[str, int]]:
+        """Wait until everything that the kernel has taken by now is in the ring's files; (packets that aren't, counts).
+
+        tcpdump's counts say it: what it captured then is what the kernel had received and not dropped. A difference
+        that stays the same while tcpdump answers, for longer than the kernel keeps an unfinished block, isn't waiting.
+        """
+        begun = time.monotonic()
+        first = self._ask_counts()
+        wanted = first.get("received_by_filter", 0) - first.get("dropped_by_kernel", 0)
+        counts, moved_at = first, begun
+        while counts and counts.get("captured", 0) < wanted:
+            now = time.monotonic()
+            if now - begun > SETTLE_LIMIT_S:
+                return wanted - counts.get("captured", 0), counts
+            if now - moved_at > self.SETTLED_S:
+                break
+            self._stopping.wait(POLL_S)
+            newer = self._ask_counts()
+            if newer.get("captured") != counts.get("captured"):
+                moved_at = time.monotonic()
+            counts = newer or counts
+        return 0, counts
+
+    def _ask_counts(self) -> Dict[str, int]:
+        """tcpdump's counts from after this call; the newest that are known, if it doesn't say."""
+        before = _size(self._log)
+        deadline = time.monotonic() + COUNTS_LIMIT_S
+        try:
+            if self._process is not None and self._process.poll() is None:
+                self._process.send_signal(signal.SIGUSR1)
+                while time.monotonic() < deadline and self._process.poll() is None:
+                    said = counts_of(_read(self._log)[before:])
+                    if "dropped_by_kernel" in said:
+                        return said
+                    time.sleep(0.02)
+        except ProcessLookupError:
+            pass
+        return counts_of(_read(self._log, COUNTS_TAIL_BYTES))
+
+    def _judge_record(self, context: Context, verdict: Verdict, cutters: List[Cutter], counts: Dict[str, int],
+                      unwritten: int) -> None:  # fmt: skip
+        window = context.window
+        assert window is not None
+        start = time.monotonic() - (time.time() - window.t0)
+        before = next((c for at, c in reversed(self._counted) if at <= start), {})
+        received = counts.get("received_by_filter", 0) - before.get("received_by_filter", 0)
+        for what in ("kernel", "interface"):
+            dropped = counts.get(f"dropped_by_{what}", 0) - before.get(f"dropped_by_{what}", 0)
+            verdict.counts[f"dropped_by_{what}"] = max(0, dropped)
+            if dropped > 0:
+                verdict.lower(LOSSY, f"{dropped} of {received} packets dropped by {what}, in the window or just before")
+        missing_from = max(self._listening_at, self._evicted_until)
+        if missing_from >= window.end:
+            verdict.lower(PARTIAL, "the ring held nothing of this window any more")
+        elif missing_from > window.t0:
+            why = (
+                "tcpdump wasn't listening yet" if self._listening_at >= self._evicted_until else "the ring is too small"
+            )
+            verdict.lower(
+                PARTIAL, f"the first {missing_from - window.t0:.1f} of {window.duration_s:.1f} s are missing: {why}"
+            )
+        if unwritten:
+            verdict.lower(PARTIAL, f"tcpdump had {unwritten} packets still to write")
+        if self._process is None or self._process.poll() is not None:
+            verdict.lower(PARTIAL, "tcpdump has ended")
+        if self._error:
+            verdict.lower(PARTIAL, self._error)
+        if any(c.broken for c in cutters):
+            verdict.lower(UNKNOWN, "tcpdump's file holds a record that can't be read")
+
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
@@ -401,6 +539,8 @@ class _Tap:
         if self._thread is not None:
             self._thread.join()
         ring = self._options.get("ring")
+        if self._options.get("hold_s"):
+            ring = None
         if ring and not self._error:
             try:
                 self._archive_ring()
@@ -416,7 +556,21 @@ class _Tap:
         )  # fmt: skip
         log = ("tcpdump" + self._suffix if self._suffix.startswith("-") else "tcpdump") + ".log"
         self._context.write(f"logs/{log}", b"argv: " + repr(self._argv).encode() + b"\n" + text)
-        self._judge(counts_of(text), status, text, ring)
+        if self._options.get("hold_s"):
+            self._judge_watch(f"logs/{log}", status, text)
+        else:
+            self._judge(counts_of(text), status, text, ring)
+
+    def _judge_watch(self, name: str, status: int, text: bytes) -> None:
+        """Of a ring that is for freezing nothing is left at the end but the log, and whether it ran all the time."""
+        verdict = self._context.verdict(Verdict(name, COMPLETE, [], counts_of(text[-COUNTS_TAIL_BYTES:])))
+        why = f"killed by signal {-status}" if status < 0 else f"exit status {status}: {_last_words(text)}"
+        for trouble in [f"tcpdump ended early: {why}"] if status else []:
+            verdict.lower(PARTIAL, trouble)
+            self.failures.append(f"{self.interface}: {trouble}")
+        if self._error:
+            verdict.lower(PARTIAL, self._error)
+            self.failures.append(f"{self.interface}: {self._error}")
 
     def _archive_ring(self) -> None:
         assert self._context.open_member is not None
@@ -483,9 +637,28 @@ class _Tap:
             verdict.lower(UNKNOWN, "tcpdump said nothing of its losses")
 
 
-def _read(path: Path) -> bytes:
+def _copy_cut(path: Path, cutter: Cutter, member: Any, header: bytes) -> bytes:
+    """Append what the cutter lets through of one file of a ring, its header only to an empty member; the header."""
+    with open(str(path), "rb", buffering=0) as file:
+        while True:
+            chunk = file.read(CHUNK_BYTES)
+            if not chunk:
+                return header
+            fresh = not cutter.bytes_kept
+            for piece in cutter.feed(chunk):
+                if not fresh or not header:
+                    member.write(piece)
+                if fresh:
+                    header, fresh = piece, False
+
+
+def _read(path: Path, tail_bytes: int = 0) -> bytes:
+    """A log, or the end of it."""
     try:
-        return path.read_bytes()
+        with open(str(path), "rb") as file:
+            if tail_bytes:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - tail_bytes))
+            return file.read()
     except FileNotFoundError:
         return b""
 
