@@ -116,7 +116,7 @@ class Duties(Generic[T]):
         self._fired: list[Mapping[str, Any]] = []
         self._home: list[Mapping[str, Any]] = []
         self._told = 0
-        self._open: set[str] = set()
+        self._answered: set[str] = set()
         self.kept = False
 
     def take(self, event: Mapping[str, Any]) -> None:
@@ -125,7 +125,7 @@ class Duties(Generic[T]):
         if kind == "trigger":
             self._fired.append(event)
         elif kind in ("frozen", "not-frozen"):
-            self._open.discard(event["trigger"]["stamp"])
+            self._answered.add(event["trigger"]["stamp"])
             row = self._hands.row(event["trigger"]["stamp"])
             if row.id in self._brought:
                 return
@@ -152,8 +152,8 @@ class Duties(Generic[T]):
                 self._fired.pop(0)
             elif self._urgent():
                 order = self._freezes.orders[self._told]
-                self._hands.order(order.document(self._hands.clock()))
-                self._open.add(order.stamp)
+                if order.stamp not in self._answered:  # by itself, while nobody was there to tell it
+                    self._hands.order(order.document(self._hands.clock()))
                 self._told += 1
             else:
                 try:
@@ -181,7 +181,7 @@ class Duties(Generic[T]):
         while self._home:
             self._bring()
         for order in self._freezes.orders:
-            if order.stamp in self._open:
+            if order.stamp not in self._answered:
                 row = self._hands.row(order.stamp)
                 self._hands.say("recording", row, trigger=told(order))
                 self._hands.fail(row, "frozen window", "this node's window was over before it was told", "")

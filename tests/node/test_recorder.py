@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,15 @@ duration: %(duration)s
 trigger: {condition: '%(condition)s', every: 200ms, before: %(before)s, after: %(after)s, count: %(count)s, cooldown: 1s, %(more)s}
 captures: [{collect: [{tcpdump: {interfaces: [eth0], filter: "udp and not port 53", %(ring)s}}, iptables]}]
 """
-GIVEN = {"duration": "10m", "condition": 'delta("Udp.NoPorts") > 0', "before": "60s", "after": "1s", "count": 1, "more": "", "ring": ""}
+GIVEN = {
+    "duration": "10m",
+    "condition": 'delta("Udp.NoPorts") > 0',
+    "before": "60s",
+    "after": "1s",
+    "count": 1,
+    "more": "",
+    "ring": "",
+}
 PAYLOAD_AT = 14 + 20 + 8
 
 
@@ -54,7 +63,11 @@ def test_what_the_ring_held_around_an_event_is_archived_and_the_run_ends(lab: La
     assert archive.path.name.endswith(f"-event-{freeze['stamp']}UTC.tar.gz")
     assert numbers(archive.pcap()) == [*range(300), *range(200)]
     told = archive.manifest["trigger"]
-    assert (told["condition"], told["values"], told["alone"]) == ('delta("Udp.NoPorts") > 0', {"delta(Udp.NoPorts)": 1}, "")
+    assert (told["condition"], told["values"], told["alone"]) == (
+        'delta("Udp.NoPorts") > 0',
+        {"delta(Udp.NoPorts)": 1},
+        "",
+    )
     assert (told["instant"], told["before_s"], told["after_s"]) == (freeze["instant"], 60.0, 2.0)
     # The ring is younger than the minute that was asked for, and the verdict says so.
     assert archive.manifest["verdict"] == "partial"
@@ -81,3 +94,105 @@ def test_events_keep_to_their_schema(lab: Lab, tmp_path: Path) -> None:
     assert schema.violations("run", run.summary()) == []
     for plan in (run.directory / "plans").iterdir():
         assert schema.violations("plan", json.loads(plan.read_text())) == []
+
+
+def test_it_goes_on_to_the_next_event(lab: Lab, tmp_path: Path) -> None:
+    lab.receive("10.93.0.2", 7000)
+    run = Run(runbook(count=2, before="5m"), tmp_path, netns=lab.b)
+    run.wait_for("window")
+    over = threading.Event()
+
+    def again_and_again() -> None:
+        while not over.wait(0.3):
+            lab.send("10.93.0.2", 53, 1)
+
+    lab.send("10.93.0.2", 7000, 100)
+    events = threading.Thread(target=again_and_again)
+    events.start()
+    try:
+        first = run.wait_for("freeze", number=1)
+        second = run.wait_for("freeze", number=2)
+        assert run.end() == 0, run.events
+    finally:
+        over.set()
+        events.join()
+    assert first["stamp"] < second["stamp"]
+    assert [a.manifest["trigger"]["stamp"] for a in recordings(run)] == [first["stamp"], second["stamp"]]
+    assert [len(a.pcap()) for a in recordings(run)] == [100, 100], (
+        "five minutes before the second there was still a ring"
+    )
+    assert len(run.all("trigger")) == 2, "none in the cool-down"
+
+
+def test_a_ring_too_small_for_its_window_says_how_much_is_missing(lab: Lab, tmp_path: Path) -> None:
+    lab.receive("10.93.0.2", 7000)
+    run = Run(runbook(ring="ring: {files: 2, file_size: 1MB}, snaplen: 2kB"), tmp_path, netns=lab.b)
+    run.wait_for("window")
+    lab.send("10.93.0.2", 7000, 8000, size=1000)
+    ring = run.work / run.directory.name
+    folder = next(run.work.glob(f"{ring.name}*")) / "raw" / "tcpdump"
+    eventually(
+        lambda: not (folder / "tap.pcap").exists() and not (folder / "tap-1.pcap").exists(), "the ring went round"
+    )
+    lab.send("10.93.0.2", 53, 1)
+    assert run.end() == 0, run.events
+    (archive,) = recordings(run)
+    found = numbers(archive.pcap())
+    assert found == list(range(found[0], 8000)), "the newest, none missing between them"
+    assert found[0] > 0
+    verdict = archive.verdict(".pcap")
+    assert verdict["verdict"] == "partial"
+    assert "s are missing: the ring is too small" in verdict["reasons"][0]
+
+
+def test_ctrl_c_after_an_event_keeps_what_there_is_of_its_window(lab: Lab, tmp_path: Path) -> None:
+    lab.receive("10.93.0.2", 7000)
+    run = Run(runbook(after="10m"), tmp_path, netns=lab.b)
+    run.wait_for("window")
+    lab.send("10.93.0.2", 7000, 50)
+    lab.send("10.93.0.2", 53, 1)
+    run.wait_for("freeze")
+    run.signal(signal.SIGINT)
+    assert run.end() == 130, run.events
+    (archive,) = recordings(run)
+    assert numbers(archive.pcap()) == list(range(50))
+    assert archive.manifest["window"]["stopped_early"] == "stopped by request"
+    assert any("cut short" in r for r in archive.verdict(".pcap")["reasons"])
+    assert not verify_archive(archive.path).problems
+    assert not run.work.exists()
+
+
+def test_without_an_event_there_is_the_run_s_own_archive_only(lab: Lab, tmp_path: Path) -> None:
+    run = Run(runbook(duration="2s", condition='rule_delta("--dport 9") > 0'), tmp_path, netns=lab.b)
+    assert run.end() == 0, run.events
+    (warning,) = run.all("warning")
+    assert warning["why"].startswith("trigger: no firewall rule here contains '--dport 9'"), "once, and no failure"
+    assert not recordings(run)
+    assert run.archive().manifest["verdict"] == "complete"
+
+
+def test_a_worker_that_is_killed_loses_no_recording(lab: Lab, tmp_path: Path) -> None:
+    """Not even the ring as it was: its supervisor packs it, uncut."""
+    lab.receive("10.93.0.2", 7000)
+    run = Run(runbook(count=5), tmp_path, netns=lab.b)
+    run.wait_for("window")
+    lab.send("10.93.0.2", 7000, 70)
+    lab.send("10.93.0.2", 53, 1)
+    run.wait_for("verified")
+    lab.send("10.93.0.2", 7000, 30, source=40001)
+    (worker,) = {e["pid"] for e in run.all("started")}
+    os.kill(worker, signal.SIGKILL)
+    assert run.end() == 3, run.events
+    (archive,) = recordings(run)
+    assert numbers(archive.pcap()) == list(range(70))
+    (rest,) = [a for a in run.archives() if "trigger" not in a.manifest]
+    assert len(rest.pcap()) >= 70, "what tcpdump had written by then: every packet at once"
+
+
+def test_a_trigger_that_is_none_is_refused_with_its_place(lab: Lab, tmp_path: Path) -> None:
+    run = Run(runbook(condition="delta(Udp.NoPorts) > 0", more="after_s: 3"), tmp_path, netns=lab.b)
+    assert run.end() == 2
+    said = run.stderr
+    assert "trigger.condition" in said
+    assert "delta takes names in quotes" in said
+    assert "after_s" in said
