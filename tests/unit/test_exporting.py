@@ -90,7 +90,7 @@ def test_many_nodes_metrics_stand_together_by_family() -> None:
     assert 'retinarun_run_packets{runbook="book"} 8' in lines
     names = [line.split("{")[0] for line in lines if not line.startswith("#")]
     assert names == sorted(names)
-    assert render(replace(report, t0=""), []).count("# TYPE") == 6
+    assert render(replace(report, t0=""), []).count("# TYPE") == 7
 
 
 @pytest.mark.parametrize(
