@@ -128,6 +128,7 @@ def test_every_node_is_told_and_what_it_froze_is_brought_home() -> None:
 def test_bringing_home_gives_way_to_the_next_order() -> None:
     rig = Rig()
     rig.n1.take(EVENT)
+    rig.n1.do()
     rig.n1.take(frozen("20261123031700"))
     rig.interrupt_bringing = True
     rig.n1.do()
