@@ -40,7 +40,10 @@ DEFAULT_FORKS = 50
 
 @dataclass(frozen=True)
 class Target:
-    """One plan on one node. `id` is unique in the run; `directory` is where its agent works on the node."""
+    """One plan on one node. `id` is unique in the run; `directory` is where its agent works on the node.
+
+    `compiles`: it may have BPF programs compiled there, which other nodes could use.
+    """
 
     id: str
     node: str
@@ -51,6 +54,7 @@ class Target:
     duration_s: float
     link: Link
     work_directory: str
+    compiles: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class Fleet:
     """Carries one run out. `events()` yields everything that happens, until the last node is done.
 
     `delivery` says where each archive goes. `verify(path)` returns what is wrong with an archive, nothing for an intact one.
+    `keep_bytecode(units)` is given what nodes have compiled.
     """
 
     def __init__(
@@ -123,10 +128,11 @@ class Fleet:
         verify: Callable[[Path], Verification],
         delivery: Delivery,
         adopt: Adoption | None = None,
+        keep_bytecode: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
     ):
         self._targets = tuple(targets)
         self._agent, self._archives, self._terms, self._adopt = agent, archives, terms, adopt
-        self._verify, self._delivery = verify, delivery
+        self._verify, self._delivery, self._keep_bytecode = verify, delivery, keep_bytecode
         self._slots = threading.BoundedSemaphore(terms.forks)
         self._throttle = Throttle(terms.fetch_bytes_s)
         self._queue: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -357,6 +363,11 @@ class Fleet:
     def _bring_back(self, target: Target, follower: _Follower) -> None:
         if follower.duties is not None:
             follower.duties.finish()
+        if follower.ended and target.compiles and self._keep_bytecode is not None:
+            try:
+                self._keep_bytecode(self._call_persistently(target, "bytecode", target.directory)["units"])
+            except LinkRefused:
+                pass  # the next run's nodes compile again
         if follower.archive is not None:
             if not self._bring(target, follower.archive):
                 return

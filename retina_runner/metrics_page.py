@@ -97,6 +97,13 @@ can't be had on a node is left out with its reason; everything else is still col
 `capabilities` in the manifest. What a plugin knows that it missed (a full table, a program run that the kernel skipped, a
 counter that was reset) makes the verdict of the totals `lossy`, with the number.
 
+What a node has compiled goes back with the run, and the runner keeps it in `~/.cache/retina-run/bytecode` (`$XDG_CACHE_HOME`
+counts); nothing of it stays on the node. Later plans take it along: a node of the same kernel needs neither BCC nor the time
+to compile, and `why` in its capabilities says "bytecode that the runner brought". The same kernel means the same
+release, build, machine and BTF, and the same programs, ports and table sizes; everything else is refused. So is what is damaged,
+and every program that calls more of the kernel than counting takes: a node that was taken over can't have the runner carry
+a harmful program to the others. A kernel that no run has met yet needs BCC on one of its nodes, once.
+
 `netns: [blue, "pid:4711"]` counts in those network namespaces alone, each with a label of its own. Without it, tracepoints
 see the whole node and packet sockets the agent's own namespace; `scope: netns` confines both to the agent's.
 

@@ -47,6 +47,13 @@ def _unharmed(request: pytest.FixtureRequest) -> Iterator[None]:
             assert after[what] == value, f"the test changed the node's {what}"
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test's nodes have compiled isn't there for another's."""
+    if "root" in request.keywords:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(request.getfixturevalue("tmp_path") / "cache"))
+
+
 @pytest.fixture
 def lab(_unharmed: None) -> Iterator[Lab]:
     with Lab() as made:

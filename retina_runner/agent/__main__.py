@@ -1,5 +1,5 @@
 """The agent's verbs, one JSON object a line on stdout: check, start, release, freeze, events, alive, fetch, drop, upload, keep,
-stop, remove, clock, serve, hold.
+stop, remove, bytecode, clock, serve, hold.
 
 Exit status 0 when the verb did what it says, 2 for a plan or directory that won't do, 1 for a bug (a traceback).
 """
@@ -38,6 +38,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         "fetch": "print the archive's bytes",
         "upload": "store the archive by the grant on stdin",
         "keep": "keep the archive on this node, as the JSON object on stdin says",
+        "bytecode": "print the BPF programs that were compiled here",
         "stop": "end the window now and archive what is there",
         "remove": "end without an archive, and delete DIRECTORY",
     }.items():
@@ -261,6 +262,15 @@ def _keep(chosen: argparse.Namespace) -> int:
         _say({"ok": True, **keep(archive, options["sha256"], options)})
     except NotKept as why:
         _say({"ok": False, "why": str(why)})
+    return 0
+
+
+def _bytecode(chosen: argparse.Namespace) -> int:
+    from retina_runner.agent.ebpf.compiling import FOLDER
+    from retina_runner.agent.workspace import Workspace
+
+    found = sorted(Workspace(chosen.directory).raw.glob(f"*/{FOLDER}/*.json"))
+    _say({"ok": True, "units": [json.loads(path.read_bytes()) for path in found]})
     return 0
 
 

@@ -252,7 +252,9 @@ class Session:
             self._active = [a for a in self._active if a[0].id != entry.id]
 
     def _status(self, entry: Entry, status: str, why: str = "", hint: str = "") -> None:
-        known = self.record.collectors.setdefault(entry.id, {"name": entry.name, "options": dict(entry.options)})
+        # What the runner brought along is no wish of the runbook's; whether it was used is in the capabilities.
+        options = {name: value for name, value in entry.options.items() if name != "bytecode"}
+        known = self.record.collectors.setdefault(entry.id, {"name": entry.name, "options": options})
         if status == "done" and known.get("status") in ("failed", "skipped", "partial"):
             return  # an earlier hook's trouble outlasts a later one's success
         known["status"] = status

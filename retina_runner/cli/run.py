@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retina_runner import __version__, planning
+from retina_runner import __version__, bytecode, planning
 from retina_runner.bundle import AgentBundle
 from retina_runner.cli import prune, unattended
 from retina_runner.cli.resolve import Links, Resolved, directory_of, resolve, work_directory_of
@@ -109,11 +109,12 @@ def _ask(resolved: Resolved, links: Links, number: int) -> dict[str, Any]:
     """The node's own answer to `check`; the agent is installed for that, and taken away again."""
     plan = resolved.plans[number]
     link = links.to(resolved.reach.get(plan.id), work_directory_of(resolved, plan))
+    supplied = bytecode.Store(bytecode.default_directory()).supply(plan.document)
     try:
         link.connect()
         link.install(resolved.agent)
         try:
-            return link.call("check", "--directory", work_directory_of(resolved, plan), stdin=plan.text)
+            return link.call("check", "--directory", work_directory_of(resolved, plan), stdin=supplied)
         finally:
             link.call("remove", directory_of(resolved, number))
     except LinkRefused as refused:
@@ -129,6 +130,7 @@ def _run(resolved: Resolved, chosen: argparse.Namespace, delivery: Delivery, dea
     directory = RunDirectory.create(Path(chosen.output), resolved.run)
     targets = []
     links = Links(resolved.forks, resolved.jobs)
+    known = bytecode.Store(bytecode.default_directory())
     for number, plan in enumerate(resolved.plans):
         directory.write(directory.plan(plan.id), plan.text.decode())
         targets.append(
@@ -138,7 +140,8 @@ def _run(resolved: Resolved, chosen: argparse.Namespace, delivery: Delivery, dea
                 capture=plan.capture,
                 executor=plan.executor,
                 directory=directory_of(resolved, number),
-                plan=plan.text,
+                plan=known.supply(plan.document),
+                compiles=known.concerns(plan.document),
                 duration_s=resolved.runbook.duration_s,
                 link=links.to(resolved.reach.get(plan.id), work_directory_of(resolved, plan)),
                 work_directory=work_directory_of(resolved, plan),
@@ -184,6 +187,7 @@ def conduct(how: Conduct, begin: Mapping[str, Any], chosen: argparse.Namespace, 
     fleet = Fleet(
         how.targets, how.agent, how.directory.archives, how.terms,
         verify=verify_archive, delivery=how.delivery, adopt=adopt,
+        keep_bytecode=bytecode.Store(bytecode.default_directory()).keep,
     )  # fmt: skip
     recorder = Recorder(how.directory, view_of(chosen))
     interrupts = _Interrupts(fleet)

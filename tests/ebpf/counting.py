@@ -20,17 +20,19 @@ from tests.lab import Archive, Run, eventually, sh
 class Counting:
     """A context: inside of it, plugins count. Afterwards `archive`, `total` and `parts` tell what they counted."""
 
-    def __init__(self, folder: Path, options: str, netns: str = "", more: str = ""):
+    def __init__(
+        self, folder: Path, options: str, netns: str = "", more: str = "", wrapper: tuple[str, ...] = ()
+    ):  # fmt: skip
         self._folder = folder
         folder.mkdir(exist_ok=True)
         self._runbook = (
             f"{{name: counting, duration: 20m, captures: [{{collect: [{more}{{ebpf: {{interval: 1s, {options}}}}}]}}]}}"
         )
-        self._netns = netns
+        self._netns, self._wrapper = netns, wrapper
         self.archive: Archive
 
     def __enter__(self) -> Counting:
-        self.run = Run(self._runbook, self._folder, netns=self._netns)
+        self.run = Run(self._runbook, self._folder, netns=self._netns, wrapper=self._wrapper)
         try:
             self.run.wait_for("window")
             # The counters are zeroed at T0 and a first line is written at once: from then on everything counts.
@@ -84,6 +86,13 @@ class Counting:
     def missed(self) -> dict[str, int]:
         """What the plugins know that they did not count."""
         return {kind: number for kind, number in self.document["not_counted"].items() if number}
+
+
+def without_bcc(folder: Path) -> tuple[str, ...]:
+    """A wrapper for a run: BCC's module is hidden by an empty folder, in a mount namespace of the run's own."""
+    (folder / "empty").mkdir(parents=True, exist_ok=True)
+    (hidden,) = Path("/usr/lib/python3/dist-packages").glob("bcc")
+    return ("unshare", "--mount", "sh", "-c", f'mount --bind {folder / "empty"} {hidden} && exec "$@"', "sh")
 
 
 def python(namespace: str, code: str, *arguments: str) -> str:

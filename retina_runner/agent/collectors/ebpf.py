@@ -6,10 +6,10 @@ never a lost capture. What a source knows that it missed decides the verdict.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from retina_runner.agent.collectors import Collector
@@ -180,23 +180,24 @@ class Ebpf(Collector):
 
 def lacks() -> List[Tuple[str, str, str]]:
     """(what BPF plugins need, why it can't be had here or an empty text, the command that would help)."""
-    from retina_runner.agent.ebpf import source
+    from retina_runner.agent.ebpf import compiling
 
-    why = source.without_bcc()
-    btf = "" if os.path.exists(source.BTF) else f"this kernel has no BTF ({source.BTF})"
-    return [("bcc", why, source.HINT), ("btf", btf, "a kernel with CONFIG_DEBUG_INFO_BTF=y")]
+    return [
+        ("bcc", compiling.without_bcc(), compiling.HINT),
+        ("btf", compiling.without_btf(), "a kernel with CONFIG_DEBUG_INFO_BTF=y"),
+    ]
 
 
 def problems(options: Mapping[str, Any]) -> Tuple[List[Gap], List[Gap]]:
     """(nothing is fatal, a gap for each plugin that this agent lacks, and one for all BPF plugins where none can load)."""
+    from retina_runner.agent.ebpf import compiling
+
     wanted = [*options["plugins"], *[f["name"] for f in options["files"]]]
     lacking = [name for name in options["plugins"] if name not in plugins.names()]
     gaps = dict.fromkeys(lacking, ("this agent has no such plugin", ""))
-    programs = [
-        n for n in wanted if n not in gaps and (n not in plugins.names() or plugins.load(n).kind == plugins.BPF)
-    ]
-    if programs:
+    programs = compiling.chosen(options["plugins"], options)
+    if programs and not compiling.Compiler(options, Path()).serves(programs):
         said = next(((why, hint) for _, why, hint in lacks() if why), None)
-        gaps.update(dict.fromkeys(programs, said) if said else {})
+        gaps.update(dict.fromkeys([p.name for p in programs], said) if said else {})
     whole = len(gaps) == len(wanted)
     return [], [Gap(f"plugin {name}", why, hint, whole) for name, (why, hint) in gaps.items()]

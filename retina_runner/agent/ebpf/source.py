@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-import retina_runner.agent as agent
-from retina_runner.agent import facts, process
+from retina_runner.agent import facts
 from retina_runner.agent.context import Gap
 from retina_runner.agent.ebpf import syscalls
+from retina_runner.agent.ebpf.compiling import HINT, RAW, SOCKET, Compiler, chosen, groups, without_btf
 from retina_runner.agent.ebpf.decode import DECODERS, Decoder, Described, Place
 from retina_runner.agent.ebpf.program import Unit
 from retina_runner.agent.ebpf.tables import Sums, Table
@@ -21,19 +19,15 @@ from retina_runner.agent.metrics import plugins
 from retina_runner.agent.metrics.model import FAILED, OK, SKIPPED, Capability, ProgramCost, Sample, Scope, Source
 from retina_runner.agent.metrics.namespaces import Namespace, inode_of
 
-COMPILE_LIMIT_S = 120.0
-ENUMERATIONS = ("skb_drop_reason", "sk_rst_reason")
-SOCKET, RAW = "socket_filter", "raw_tracepoint"
-BTF = "/sys/kernel/btf/vmlinux"
-
 
 @dataclass
 class Part:
-    """Plugins that were compiled together. `units` are one for each namespace of its sockets, the first for tracepoints
-    as well."""
+    """Plugins that were compiled together, and what there is to say of where. `units` are one for each namespace of its
+    sockets, the first for tracepoints as well."""
 
     names: Tuple[str, ...]
     compiled: Mapping[str, Any]
+    origin: str
     units: List[Tuple[str, Unit]] = field(default_factory=list)
     decoders: List[Decoder] = field(default_factory=list)
 
@@ -42,11 +36,8 @@ class BpfSource(Source):
     """See `Source`; `directory` is scratch space."""
 
     def __init__(self, names: Sequence[str], scope: Scope, options: Mapping[str, Any], directory: Path):
-        own = {f["name"]: f for f in options.get("files", ())}
-        self._plugins = [
-            plugins.parse(n, own[n]["description"]) if n in own else plugins.load(n) for n in names
-        ]  # fmt: skip
-        self._texts = {n: f["source"] for n, f in own.items()}
+        self._plugins = chosen(names, options)
+        self._own = {f["name"] for f in options.get("files", ())}
         self._scope, self._options, self._directory = scope, options, directory
         self._parts: List[Part] = []
         self._namespaces: List[Namespace] = []
@@ -86,81 +77,25 @@ class BpfSource(Source):
                 "no right to load BPF programs (CAP_BPF, CAP_PERFMON and CAP_NET_RAW, or CAP_SYS_ADMIN)",
                 "run as root",
             )
-        if not os.path.exists(BTF):
-            return f"this kernel has no BTF ({BTF})", "a kernel with CONFIG_DEBUG_INFO_BTF=y"
-        if process.find("python3") is None:
-            return "the distribution's own python3, which BCC belongs to, isn't installed", HINT
-        return None
+        no_btf = without_btf()
+        return (no_btf, "a kernel with CONFIG_DEBUG_INFO_BTF=y") if no_btf else None
 
     def _compiled(self, rows: List[Capability]) -> List[Part]:
-        """Everything of ours in one go; if that fails, plugin by plugin. A user's own is always alone."""
-        ours = [p for p in self._plugins if p.name not in self._texts]
-        groups = ([ours] if ours else []) + [[p] for p in self._plugins if p.name in self._texts]
+        """What can be had together, else plugin by plugin."""
+        compiler = Compiler(self._options, self._directory)
+        pending = groups(self._plugins, self._options)
         found: List[Part] = []
-        while groups:
-            group = groups.pop(0)
+        while pending:
+            group = pending.pop(0)
             names = tuple(p.name for p in group)
-            answer = self._compile(group)
+            answer, origin = compiler.unit(group)
             if "why" not in answer:
-                found.append(Part(names, answer))
+                found.append(Part(names, answer, origin))
             elif len(group) > 1 and answer.get("hint") != HINT:
-                groups = [[p] for p in group] + groups
+                pending = [[p] for p in group] + pending
             else:
                 rows += [Capability(n, "", FAILED, answer["why"], answer.get("hint", "")) for n in names]
         return found
-
-    def _compile(self, group: List[plugins.Plugin]) -> Mapping[str, Any]:
-        hooks = [h for p in group for h in p.document["hooks"]]
-        answer = self._directory / "compiled.json"
-        request = {
-            "text": self._text(group),
-            "programs": sorted({h["program"] for h in hooks}),
-            "tracepoints": sorted({h["target"] for h in hooks if h["kind"] == RAW}),
-            "enumerations": ENUMERATIONS,
-            "defines": {"FLOW_ENTRIES": self._options["flow_entries"], **{f"WITH_{p.name}": 1 for p in group}},
-            "offsets": {o: place for p in group for o, place in p.document.get("offsets", {}).items()},
-            "include": str(self._headers()),
-            "answer": str(answer),
-        }
-        code = (
-            f"import sys; sys.path.insert(0, {str(Path(str(agent.__file__)).parents[2])!r}); "
-            "from retina_runner.agent.ebpf.worker import main; sys.exit(main())"
-        )
-        answer.unlink() if answer.exists() else None
-        outcome = process.run(["python3", "-c", code], stdin=json.dumps(request).encode(), limit_s=COMPILE_LIMIT_S)
-        if not answer.exists():
-            said = _first_error(outcome.stderr.decode("utf-8", "replace"))
-            if outcome.exit_status == -signal.SIGABRT:
-                said = "LLVM aborted " + said
-            return {"why": f"BCC: {said or outcome.why()}"}
-        found: Dict[str, Any] = json.loads(answer.read_text())
-        if "why" in found:
-            said = _first_error(outcome.stderr.decode("utf-8", "replace"))
-            found["why"] += f" ({said})" if said else ""
-            return found
-        found["enumerations"] = {
-            name: {int(value): label for value, label in values.items()}
-            for name, values in found["enumerations"].items()
-        }
-        return found
-
-    def _text(self, group: List[plugins.Plugin]) -> str:
-        ports = " || ".join(f"(port) == BIG16({p})" for p in self._options["dns_ports"])
-        sockets = any(h["kind"] == SOCKET for p in group for h in p.document["hooks"] if p.name not in self._texts)
-        parts = ["#include <linux/version.h>", _shipped("retinarun.h"), f"#define IS_DNS(port) ({ports})"]
-        parts += [_shipped("packet.h")] if sockets else []
-        parts += [self._texts.get(p.name) or _shipped(f"{p.name}.c") for p in group]
-        parts += [_shipped("packet.c")] if sockets else []
-        return "\n".join(parts)
-
-    def _headers(self) -> Path:
-        """The small tree that BCC takes for a kernel's headers, written out."""
-        for name in plugins.shipped_paths():
-            if name.startswith("include/"):
-                path = self._directory / "headers" / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(_shipped(name), encoding="utf-8")
-        return self._directory / "headers"
 
     def _attach(self, part: Part, inodes: Dict[int, str], rows: List[Capability]) -> None:
         self._parts.append(part)  # before anything is in the kernel, so that `stop` knows of it
@@ -192,7 +127,7 @@ class BpfSource(Source):
         if key in attached:  # plugins can share a program
             known = attached[key]
             return Capability(plugin, shown, known.status, known.why, known.hint)
-        status, why = OK, ""
+        status, why = OK, part.origin
         try:
             if hook["kind"] == SOCKET:
                 unit.attach_socket(namespace, hook["program"])
@@ -208,7 +143,7 @@ class BpfSource(Source):
         return attached[key]
 
     def _decoder(self, plugin: plugins.Plugin, unit: Unit, part: Part, place: Place) -> Decoder:
-        if plugin.name in self._texts:
+        if plugin.name in self._own:
             kind: Any = type("Own", (Described,), {"description": plugin.document})
         else:
             kind = DECODERS[plugin.name]
@@ -269,30 +204,6 @@ class BpfSource(Source):
             os.close(self._statistics)
             self._statistics = -1
         self._parts, self._lost, self._namespaces = [], [], []
-
-
-HINT = "apt-get install python3-bpfcc, or dnf install python3-bcc"
-
-
-def without_bcc() -> str:
-    """Why programs can't be compiled here, as far as it can be known without compiling one; else an empty text."""
-    if process.find("python3") is None:
-        return "the distribution's own python3, which BCC belongs to, isn't installed"
-    outcome = process.run(["python3", "-c", "import bcc; bcc.BPF"], limit_s=30.0)
-    return "" if outcome.ok else "BCC's Python module isn't installed"
-
-
-def _shipped(name: str) -> str:
-    content = plugins.shipped(name)
-    if content is None:
-        raise OSError(f"this agent lacks bpf/{name}")
-    return content.decode()
-
-
-def _first_error(stderr: str) -> str:
-    """The compiler's first complaint, in one line."""
-    lines = [line.strip() for line in stderr.splitlines() if "error:" in line or "could not" in line.lower()]
-    return lines[0][:300] if lines else ""
 
 
 def _interfaces(namespace: Namespace) -> Dict[int, str]:

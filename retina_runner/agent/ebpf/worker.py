@@ -17,33 +17,6 @@ from typing import Any, Dict, List, Mapping, Tuple
 
 from retina_runner.agent.ebpf import btf, syscalls
 
-OFFSETS: Dict[str, Tuple[str, str]] = {
-    "O_SKB_LEN": ("sk_buff", "len"),
-    "O_SKB_HEAD": ("sk_buff", "head"),
-    "O_SKB_NETWORK": ("sk_buff", "network_header"),
-    "O_SKB_TRANSPORT": ("sk_buff", "transport_header"),
-    "O_SKB_PROTOCOL": ("sk_buff", "protocol"),
-    "O_SKB_DEV": ("sk_buff", "dev"),
-    "O_SKB_SK": ("sk_buff", "sk"),
-    "O_SKB_IIF": ("sk_buff", "skb_iif"),
-    "O_SKB_CB": ("sk_buff", "cb"),
-    "O_DEV_INDEX": ("net_device", "ifindex"),
-    "O_DEV_NET": ("net_device", "nd_net.net"),
-    "O_NET_INODE": ("net", "ns.inum"),
-    "O_SK_FAMILY": ("sock_common", "skc_family"),
-    "O_SK_STATE": ("sock_common", "skc_state"),
-    "O_SK_NUM": ("sock_common", "skc_num"),
-    "O_SK_DPORT": ("sock_common", "skc_dport"),
-    "O_SK_LOCAL": ("sock_common", "skc_rcv_saddr"),
-    "O_SK_REMOTE": ("sock_common", "skc_daddr"),
-    "O_SK_V6_LOCAL": ("sock_common", "skc_v6_rcv_saddr"),
-    "O_SK_V6_REMOTE": ("sock_common", "skc_v6_daddr"),
-    "O_SK_NET": ("sock_common", "skc_net.net"),
-    "O_SK_ERR": ("sock", "sk_err"),
-    "O_TCB_FLAGS": ("tcp_skb_cb", "tcp_flags"),
-    "O_TCB_SEGMENTS": ("tcp_skb_cb", "tcp_gso_segs"),
-}
-"""What each O_* of the programs stands for."""
 PLACES = ("", "/usr/lib/python3/dist-packages", "/usr/lib/python3/site-packages")
 HINT = "apt-get install python3-bpfcc, or dnf install python3-bcc"
 
@@ -66,7 +39,7 @@ class NoBcc(Exception):
 
 def compile_unit(request: Mapping[str, Any]) -> Dict[str, Any]:
     """`text`, `programs` [names], `tracepoints` [names], `enumerations` [names], `defines`, `offsets` {O_NAME:
-    "structure.member"} beside those of OFFSETS, and the folder `include` in;
+    "structure.member"}, and the folder `include` in;
     `maps`, `programs` {name: code}, `tracepoints` {name: arguments or null}, `enumerations` out."""
     os.environ["BCC_KERNEL_SOURCE"] = request["include"]
     bcc = _import()
@@ -80,7 +53,7 @@ def compile_unit(request: Mapping[str, Any]) -> Dict[str, Any]:
             enumerations[name] = {}
     flags = [f"-D{name}={value}" for name, value in request["defines"].items()]
     flags += [f"-DTP_ARGS_{name}={number}" for name, number in tracepoints.items() if number is not None]
-    known = {**OFFSETS, **{name: tuple(place.split(".", 1)) for name, place in request["offsets"].items()}}
+    known = {name: place.split(".", 1) for name, place in request["offsets"].items()}
     flags += [f"-D{name}={types.offset(*known[name])}" for name in _wanted(request["text"]) if name in known]
     flags += ["-DRETINARUN_KERNEL=KERNEL_VERSION({},{},{})".format(*kernel_version()), "-Wno-unused-function"]
     del types

@@ -1,0 +1,32 @@
+"""Which member of which structure each O_* of the shipped programs stands for; where it lies, this kernel's BTF says."""
+
+from __future__ import annotations
+
+from typing import Dict
+
+OFFSETS: Dict[str, str] = {
+    "O_SKB_LEN": "sk_buff.len",
+    "O_SKB_HEAD": "sk_buff.head",
+    "O_SKB_NETWORK": "sk_buff.network_header",
+    "O_SKB_TRANSPORT": "sk_buff.transport_header",
+    "O_SKB_PROTOCOL": "sk_buff.protocol",
+    "O_SKB_DEV": "sk_buff.dev",
+    "O_SKB_SK": "sk_buff.sk",
+    "O_SKB_IIF": "sk_buff.skb_iif",
+    "O_SKB_CB": "sk_buff.cb",
+    "O_DEV_INDEX": "net_device.ifindex",
+    "O_DEV_NET": "net_device.nd_net.net",
+    "O_NET_INODE": "net.ns.inum",
+    "O_SK_FAMILY": "sock_common.skc_family",
+    "O_SK_STATE": "sock_common.skc_state",
+    "O_SK_NUM": "sock_common.skc_num",
+    "O_SK_DPORT": "sock_common.skc_dport",
+    "O_SK_LOCAL": "sock_common.skc_rcv_saddr",
+    "O_SK_REMOTE": "sock_common.skc_daddr",
+    "O_SK_V6_LOCAL": "sock_common.skc_v6_rcv_saddr",
+    "O_SK_V6_REMOTE": "sock_common.skc_v6_daddr",
+    "O_SK_NET": "sock_common.skc_net.net",
+    "O_SK_ERR": "sock.sk_err",
+    "O_TCB_FLAGS": "tcp_skb_cb.tcp_flags",
+    "O_TCB_SEGMENTS": "tcp_skb_cb.tcp_gso_segs",
+}
