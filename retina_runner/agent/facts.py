@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 import socket
+import sys
 from typing import Any, Dict, Optional
 
 from retina_runner.agent import process
@@ -30,10 +30,10 @@ def host() -> Dict[str, Any]:
     """hostname, kernel, machine, distribution, python, boot_id, tools (name to first line of its version, or null)."""
     return {
         "hostname": socket.gethostname(),
-        "kernel": platform.release(),
-        "machine": platform.machine(),
+        "kernel": os.uname().release,
+        "machine": os.uname().machine,
         "distribution": distribution(),
-        "python": platform.python_version(),
+        "python": ".".join(map(str, sys.version_info[:3])),
         "tools": {name: version(*command) for name, command in TOOLS.items()},
     }
 

@@ -21,7 +21,7 @@ FORMAT = 1
 MOST_BYTES = 4 << 20
 """Of an unpacked unit; those of all shipped plugins together take some 50 kB."""
 BTF = "/sys/kernel/btf/vmlinux"
-READ_BYTES = 1 << 18
+READ_BYTES = 1 << 16
 CALL, CALLS_KERNEL = 0x85, 0
 FUNCTIONS = {
     1: "map_lookup_elem", 2: "map_update_elem", 3: "map_delete_elem", 4: "probe_read", 5: "ktime_get_ns",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import struct
 from dataclasses import dataclass
 from typing import Iterator, List, Optional, Tuple
@@ -29,7 +28,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def call(command: int, attributes: bytes) -> int:
     """One bpf(2). Raises OSError."""
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    result = int(_libc.syscall(NUMBERS.get(platform.machine(), -1), command, buffer, len(attributes)))
+    result = int(_libc.syscall(NUMBERS.get(os.uname().machine, -1), command, buffer, len(attributes)))
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
