@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from retina_runner.agent.context import utc
+from retina_runner.agent.session import begin_lead_s
 from retina_runner.bundle import AgentBundle
 from retina_runner.delivery import Delivery
 from retina_runner.executors import Clock, Link, LinkLost, LinkRefused
@@ -282,7 +283,7 @@ class Fleet:
         for event in follower.until("ready", "end"):
             if event["event"] == "ready":
                 # The release is a call like the one just made, at the same time as everybody's.
-                self._ready.arrive(target.id, 1.5 * event["rehearsal_s"] + 0.3 + 4 * clock.error_s + 1.5 * call_s)
+                self._ready.arrive(target.id, begin_lead_s(event["rehearsal_s"]) + 4 * clock.error_s + 1.5 * call_s)
                 break
         if follower.ended:
             self._ready.drop(target.id)

@@ -29,11 +29,16 @@ from retina_runner.agent.workspace import Journal, Workspace
 RELEASE_POLL_S = 0.05
 RELEASE_GRACE_S = 30.0
 """How much longer than the barrier's own limit an agent waits for T0 before it concludes that the runner is gone."""
-BEGIN_MARGIN_S = 0.3
+BEGIN_MARGIN_S = 0.5
 BALLAST_BYTES = 4 << 20
 """Disk set aside at the start and given back when the disk is full, so that the archive can still be closed."""
 BALLAST_SHARE = 16
 """It counts as the plan's own, so a plan of few bytes sets aside no more than this part of them."""
+
+
+def begin_lead_s(rehearsal_s: float) -> float:
+    """How long before T0 a node begins to arm its collectors, when the rehearsal of that took so long."""
+    return 1.5 * rehearsal_s + BEGIN_MARGIN_S
 
 
 class Abandoned(Exception):
@@ -314,16 +319,18 @@ class Session:
 
     def _hold_window(self) -> None:
         assert self._window is not None
-        begin_at = self._t0_monotonic - (1.5 * self._rehearsal_s + BEGIN_MARGIN_S)
+        begin_at = self._t0_monotonic - begin_lead_s(self._rehearsal_s)
         if self.stop.wait(begin_at - time.monotonic()):
             raise Abandoned(str(self.stop.reason))
         for entry, _, collector in list(self._active):
             self._hook(entry, collector, collector.begin, drop=True)
+        armed = time.monotonic()
         if not self._active:
             raise Failed("every collector failed at the start of the window")
         if self.stop.wait(self._t0_monotonic - time.monotonic()):
             raise Abandoned(str(self.stop.reason))
-        self._late_s = max(0.0, time.monotonic() - self._t0_monotonic)
+        # A busy node may wake this thread late; what counts is whether everything was listening and read at T0.
+        self._late_s = max(0.0, armed - self._t0_monotonic)
         self._look()
         self._phase("capturing")
         self.journal.emit("window", t0=utc(self._window.t0), late_s=round(self._late_s, 6))

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence
 
 from retina_runner.agent.plan import Plan
+from retina_runner.agent.session import begin_lead_s
 from retina_runner.agent.shelf import NotKept, keep
 from retina_runner.agent.supervisor import launch, remove
 from retina_runner.agent.workspace import Workspace, read_events, write_whole
 
-T0_LEAD_S = 1.0
-"""From ready to T0: what the collectors need to arm themselves."""
+T0_LEAD_S = 0.5
+"""From ready to T0, besides what the collectors need to arm themselves."""
 
 
 class Solo:
@@ -47,7 +48,7 @@ class Solo:
     def step(self) -> None:
         events: Dict[str, Mapping[str, Any]] = {str(e["event"]): e for e in read_events(self._workspace.events)}
         if "ready" in events and self._plan.t0 is None and not self._workspace.release.exists():
-            t0 = time.time() + T0_LEAD_S
+            t0 = time.time() + begin_lead_s(events["ready"]["rehearsal_s"]) + T0_LEAD_S
             write_whole(self._workspace.release, {"t0": t0, "reference_t0": t0})
         if "end" in events and not self._said:
             self._end(events)

@@ -30,7 +30,7 @@ class Item:
     """`parse` is set for counters: they are read at T0 and at the end, and their delta is taken.
 
     `optional` items are no gap where none of their ways works: the node simply has no such thing. `per_netns` is False
-    for what is the machine's own.
+    for what is the machine's own. `interface` is whose it is, if one's: it may be gone by the window's end.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Item:
     parse: Optional[Callable[[str], counters.Snapshot]] = None
     optional: bool = False
     per_netns: bool = True
+    interface: str = ""
 
 
 def command(*argv: str, needs: Tuple[str, ...] = ()) -> Way:

@@ -431,3 +431,22 @@ def test_a_work_directory_that_can_not_be_made_is_told_by_check_and_run(lab: Lab
     assert done.returncode == 2
     assert "--work-dir" in done.stdout
     assert "capturing" not in done.stdout
+
+
+def test_an_interface_that_goes_away_in_the_window_costs_no_verdict(lab: Lab, tmp_path: Path) -> None:
+    """As those of pods do all the time. What it had counted is in the delta as `vanished`."""
+    lab.inside(lab.a, "ip", "link", "add", "pod0", "type", "veth", "peer", "name", "pod1")
+    run = Run(
+        "{name: pods, duration: 3s, captures: [{collect: [{network-state: {include: ['*dev*', 'ethtool*']}}]}]}",
+        tmp_path,
+        netns=lab.a,
+    )
+    run.wait_for("window")
+    lab.inside(lab.a, "ip", "link", "del", "pod0")
+    assert run.end() == 0, run.events
+    archive = run.archive()
+    verdict = archive.verdict("state/delta/network-state.json")
+    assert (verdict["verdict"], verdict["reasons"]) == ("complete", [])
+    moved = archive.json("state/delta/network-state.json")["counters"]
+    gone = {(m["name"], m["status"]) for m in moved if m["labels"].get("interface") == "pod0"}
+    assert ("ethtool.peer_ifindex", "vanished") in gone, moved

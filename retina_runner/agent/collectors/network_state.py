@@ -68,18 +68,23 @@ class NetworkState(Collector):
             if self._options["interfaces"] and not namespace:
                 self.context.skip("ethtool", "not installed", "apt-get install ethtool, or dnf install ethtool")
             return []
-        if namespace:
-            listing = self.context.run(["ip", "netns", "exec", namespace, "ls", "/sys/class/net"])
-            names = listing.stdout.decode("utf-8", "replace").split()
-        else:
-            names = sorted(os.listdir("/sys/class/net"))
-        names = [n for n in names if n not in ("lo", "bonding_masters")]
+        names = [n for n in self._present(namespace) if n not in ("lo", "bonding_masters")]
         most = self._options["interfaces"]
         if len(names) > most:
             self.context.skip(
                 "ethtool", f"of {len(names)} interfaces only the first {most} were asked", "raise the option interfaces"
             )
         return names[:most]
+
+    def _present(self, namespace: str) -> List[str]:
+        if not namespace:
+            return sorted(os.listdir("/sys/class/net"))
+        listing = self.context.run(["ip", "netns", "exec", namespace, "ls", "/sys/class/net"])
+        return listing.stdout.decode("utf-8", "replace").split()
+
+    def _is_gone(self, namespace: str, interface: str) -> bool:
+        """Whether it is an interface that went away during the window, as those of pods do all the time."""
+        return bool(interface) and interface not in self._present(namespace)
 
     # -- taking it ---------------------------------------------------------------------------------------------------
 
@@ -116,6 +121,7 @@ class NetworkState(Collector):
                     (command("ethtool", "-S", interface),),
                     counters.parse_ethtool(interface),
                     optional=True,
+                    interface=interface,
                 )
             )
         return items
@@ -184,6 +190,8 @@ class NetworkState(Collector):
         for namespace in self._namespaces:
             for item in self._counters(namespace):
                 pair = self._before.get((namespace, item.name)), self._after.get((namespace, item.name))
+                if pair[0] is not None and pair[1] is None and self._is_gone(namespace, item.interface):
+                    pair = pair[0], (b"", "")  # nothing that could have been read: its counters have `vanished`
                 if pair[0] is None or pair[1] is None or item.parse is None:
                     if (pair[0] is None) != (pair[1] is None):
                         verdict.lower(

@@ -261,7 +261,7 @@ class _Tap:
         while True:
             text = self._log.read_bytes()
             if LISTENING.search(text):
-                self._listening_at = time.time()
+                self._listening_at = self._log.stat().st_mtime  # when it said so; a busy node may read it late
                 return
             if self._process.poll() is not None:
                 raise RuntimeError(f"tcpdump on {self.interface} ended at once: {_last_words(text)}")
