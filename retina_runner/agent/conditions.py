@@ -11,7 +11,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
-from retina_runner.agent.counters import Snapshot
+from retina_runner.agent.counters import FAMILY, Snapshot
 
 Number = Union[int, float]
 LONGEST = 1000
@@ -46,11 +46,13 @@ class Unknown(Exception):
 
 @dataclass(frozen=True)
 class Condition:
-    """A parsed expression. `needs_rules` is whether firewall rules have to be read for it."""
+    """A parsed expression. `needs_rules` is whether firewall rules have to be read for it, `metrics` the names of metric
+    plugins' metrics in it: written as Prometheus has them, where the kernel's own counters have a dot or no underscore."""
 
     text: str
     tree: ast.expr
     needs_rules: bool
+    metrics: Tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,11 @@ def parse(text: str, afterwards: bool = False) -> Condition:
         isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.Not)
     ):
         raise ConditionError("says neither yes nor no; compare it with something, as in … > 0", tree.col_offset + 1)
-    return Condition(text, tree, "rule_delta" in calls)
+    asked = [n.args[0].value for n in ast.walk(tree) if isinstance(n, ast.Call) and n.args and
+             isinstance(n.func, ast.Name) and n.func.id in ("value", "delta", "rate") and
+             isinstance(n.args[0], ast.Constant)]  # fmt: skip
+    metrics = dict.fromkeys(str(name) for name in asked if "_" in str(name) and "." not in str(name))
+    return Condition(text, tree, "rule_delta" in calls, tuple(metrics))
 
 
 def _check(node: ast.AST, afterwards: bool, calls: List[str], depth: int) -> None:
@@ -172,6 +178,8 @@ def _call(name: str, what: str, labels: Mapping[str, str], measured: Measured) -
             raise Unknown(f"no firewall rule here contains {what!r}", "iptables-save and ip6tables-save print them")
         return sum(max(0, after[text] - before.get(text, 0)) for text in matching)
     now = _sum(measured.after, what, labels)
+    if now is None and measured.after.get((what, ()), (0, ""))[1] == FAMILY:
+        now = 0
     if now is None:
         names = sorted({n for n, _ in measured.after})
         near = difflib.get_close_matches(what, names, 3)

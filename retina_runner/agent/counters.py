@@ -10,7 +10,8 @@ import json
 import re
 from typing import Any, Callable, Dict, List, Tuple
 
-COUNTER, GAUGE = "counter", "gauge"
+COUNTER, GAUGE, FAMILY = "counter", "gauge", "family"
+"""FAMILY marks a metric (without labels, value 0) whose label sets appear with their first event: one that isn't there is 0."""
 Key = Tuple[str, Tuple[Tuple[str, str], ...]]
 Snapshot = Dict[Key, Tuple[int, str]]
 

@@ -90,11 +90,13 @@ def stamp_of(reference: float) -> str:
 
 @dataclass
 class Rings:
-    """What a recorder does to the rings. `protect(True)` keeps everything that they hold until `protect(False)`; `record`
-    makes one archive; `offset` is the node's clock minus the runner's (None: not measured) and its error."""
+    """What a recorder does to the rings, and `counters`, its look at the node. `protect(True)` keeps everything that they
+    hold until `protect(False)`; `record` makes one archive; `offset` is the node's clock minus the runner's (None: not
+    measured) and its error."""
 
     protect: Callable[[bool], None]
     record: Callable[[Freeze, Snapshot, Snapshot], None]
+    counters: Callable[[], Snapshot]
     offset: Tuple[Optional[float], Optional[float]] = (None, None)
 
 
@@ -175,7 +177,7 @@ class Recorder:
             self._pending.remove((due, freeze))
             if now < due and stopped:
                 freeze = replace(freeze, end=min(freeze.end, max(time.time(), freeze.start)), stopped=stopped)
-            after = symptoms.counters()
+            after = self.rings.counters()
             before = next((look.counters for look in self._looks), after)
             self.rings.record(freeze, before, after)
             self.recorded += 1
@@ -189,7 +191,7 @@ class Recorder:
     # -- looking -----------------------------------------------------------------------------------------------------
 
     def _look(self, now: float) -> None:
-        look = _Look(now, symptoms.counters(), symptoms.rule_packets([self.terms.condition]))
+        look = _Look(now, self.rings.counters(), symptoms.rule_packets([self.terms.condition]))
         before, self._last = self._last, look
         self._next_look = now + self.terms.every_s
         self._remember(look)

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from retina_runner.agent import bounds, collectors, conditions, counters, facts, manifest, symptoms
 from retina_runner.agent.archive import ArchiveWriter
@@ -192,11 +192,20 @@ class Session:
         if not wanted:
             return
         condition = conditions.parse(wanted["condition"])
-        before, rules, begun = symptoms.counters(), symptoms.rule_packets([condition]), time.monotonic()
-        self.stop.wait(wanted["over_s"])
-        self._check_abandoned()
-        measured = conditions.Measured(before, symptoms.counters(), time.monotonic() - begun,
-                                       (rules, symptoms.rule_packets([condition])))  # fmt: skip
+        scouts = self._scouts(condition)
+        try:
+            before, rules, begun = (
+                self._counters([condition], scouts),
+                symptoms.rule_packets([condition]),
+                time.monotonic(),
+            )
+            self.stop.wait(wanted["over_s"])
+            self._check_abandoned()
+            measured = conditions.Measured(before, self._counters([condition], scouts), time.monotonic() - begun,
+                                           (rules, symptoms.rule_packets([condition])))  # fmt: skip
+        finally:
+            for scout in scouts:
+                scout.abandon()
         try:
             met, numbers = conditions.holds(condition, measured)
         except conditions.Unknown as unknown:
@@ -204,10 +213,43 @@ class Session:
         if not met:
             raise Skipped(f"condition not met: {_told(numbers)}")
 
+    def _scouts(self, condition: conditions.Condition) -> List[collectors.Collector]:
+        """The plan's metric plugins, if the condition asks for metrics: attached for the two looks alone."""
+        scouts: List[collectors.Collector] = []
+        for entry in self.plan.entries if condition.metrics else ():
+            if entry.name != "ebpf":
+                continue
+            raw = self.workspace.raw / f"when-{entry.id}"
+            raw.mkdir(mode=0o700)
+            scout = collectors.load(entry.name, Context(entry.id, entry.options, raw, raw, Record(), self.journal.emit))
+            scouts.append(scout)
+            try:
+                scout.prepare()
+                scout.begin()
+            except Exception as error:
+                for one in scouts:
+                    one.abandon()
+                raise Failed(f"when: {error}", getattr(error, "hint", "")) from error
+        return scouts
+
+    def _counters(
+        self, wanted: Sequence[conditions.Condition], of: Optional[Sequence[collectors.Collector]] = None
+    ) -> Snapshot:
+        """What the conditions may ask: the kernel's own counters, and metric plugins' where one of them does."""
+        found = symptoms.counters()
+        if any(condition.metrics for condition in wanted):
+            for collector in [c for _, _, c in self._active] if of is None else of:
+                try:
+                    found.update(collector.counters())
+                except OSError as error:
+                    self.journal.emit("warning", why=f"its metrics can't be read: {error}")
+        return found
+
     def _look(self) -> None:
-        """One more look at the node, for the plan's `expect`."""
+        """One more look at the node, for the plan's `expect`. Metrics count from T0 by themselves: the first has none."""
         if self._expected:
-            self._looks.append((symptoms.counters(), symptoms.rule_packets(self._expected), time.monotonic()))
+            counters_now = self._counters(self._expected if self._looks else ())
+            self._looks.append((counters_now, symptoms.rule_packets(self._expected), time.monotonic()))
 
     def _judge_expectations(self) -> None:
         """What was expected of the window, each told as it came out; what can't be known isn't as expected."""
@@ -354,9 +396,10 @@ class Session:
             for _, _, collector in self._active:
                 collector.protect(on)
 
+        terms = Terms.of(self.plan.document["trigger"])
         recorder = Recorder(
-            Terms.of(self.plan.document["trigger"]), self.plan.node, self.workspace.orders, self.journal.emit,
-            Rings(protect, self._record, self._offset),
+            terms, self.plan.node, self.workspace.orders, self.journal.emit,
+            Rings(protect, self._record, lambda: self._counters([terms.condition]), self._offset),
         )  # fmt: skip
         recorder.run(self._t0_monotonic + self.plan.duration_s, self.stop.wait, lambda: self.stop.reason)
         self._done = recorder.done

@@ -70,6 +70,44 @@ def test_a_counter_that_the_node_does_not_have_fails_it_with_the_nearest_name(la
     assert "Udp.NoPorts" in node["trouble"]["hint"]
 
 
+METRICS = """
+name: reason
+duration: 3s
+%s
+captures: [{collect: [{tcpdump: {interfaces: [eth0], filter: udp}}, {ebpf: {plugins: [dropreason], scope: netns}}]}]
+"""
+DROPS = 'delta("networkobservability_drop_count", reason="%s")'
+
+
+def test_a_drop_reason_is_expected_or_not(lab: Lab, tmp_path: Path) -> None:
+    """By the kernel's own reason, counted from T0 by the plan's own plugin; one that never came is none, not unknown."""
+    expect = [DROPS % "NO_SOCKET" + " == 20", DROPS % "SOCKET_RCVBUFF" + " == 0", DROPS % "NO_SOCKET" + " == 0"]
+    run = Run(METRICS % ("expect: " + json.dumps(expect)), tmp_path, netns=lab.b)
+    run.wait_for("window")
+    lab.send("10.93.0.2", 5353, 20)
+    assert run.end() == 7, run.events
+    assert [(e["ok"], e["why"].rpartition(" = ")[2]) for e in run.all("expectation")] == [
+        (True, "20"), (True, "0"), (False, "20"),
+    ]  # fmt: skip
+
+
+def test_a_node_without_the_drop_reason_is_skipped(lab: Lab, tmp_path: Path) -> None:
+    run = Run(METRICS % ("when: {condition: '" + DROPS % "NO_SOCKET" + " > 0', over: 200ms}"), tmp_path, netns=lab.b)
+    assert run.end() == 0, run.events
+    assert run.summary()["nodes"][0]["state"] == "skipped"
+    assert not run.work.exists()
+
+
+def test_a_drop_reason_triggers_the_flight_recorder(lab: Lab, tmp_path: Path) -> None:
+    trigger = "trigger: {condition: '" + DROPS % "NO_SOCKET" + " > 0', every: 200ms, before: 10s, after: 0s, count: 1}"
+    run = Run(METRICS.replace("duration: 3s", "duration: 10m") % trigger, tmp_path, netns=lab.b)
+    run.wait_for("window")
+    lab.send("10.93.0.2", 5353, 20)
+    assert run.end() == 0, run.events
+    (recorded,) = [a for a in run.archives() if "trigger" in a.manifest]
+    assert len([packet for _, packet in recorded.pcap() if packet[36:38] == (5353).to_bytes(2, "big")]) == 20
+
+
 def test_events_keep_to_their_schema(lab: Lab, tmp_path: Path) -> None:
     from retina_runner import schema
 

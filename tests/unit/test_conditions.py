@@ -127,3 +127,22 @@ def test_a_mistake_in_a_runbook_has_its_place_in_the_file(tmp_path: Path) -> Non
     assert "at character 13: b is no number" in first.message
     assert (second.line, second.path) == (6, "expect[1]")
     assert "did you mean lossless?" in second.message
+
+
+def test_a_metric_whose_label_set_has_not_come_up_is_none_and_a_counter_is_unknown() -> None:
+    from retina_runner.agent.counters import FAMILY
+
+    before: Snapshot = {("drop_count", ()): (0, FAMILY)}
+    after: Snapshot = {
+        **before,
+        ("drop_count", (("reason", "NO_SOCKET"),)): (7, COUNTER),
+        ("Udp.InErrors", ()): (1, COUNTER),
+    }
+    measured = Measured(before, after, 1.0)
+    condition = parse('delta("drop_count", reason="NO_SOCKET") == 7 and delta("drop_count", reason="TCP_RESET") == 0')
+    assert condition.metrics == ("drop_count",)
+    assert holds(condition, measured)[0]
+    kernel = parse('delta("Udp.InErrors", interface="eth9") == 0')
+    assert kernel.metrics == ()
+    with pytest.raises(Unknown):
+        holds(kernel, measured)

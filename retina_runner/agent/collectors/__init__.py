@@ -19,6 +19,7 @@ import importlib
 from typing import Any, Dict, List, Mapping, Tuple
 
 from retina_runner.agent.context import Context, Gap
+from retina_runner.agent.counters import Snapshot
 
 
 class Collector:
@@ -49,6 +50,10 @@ class Collector:
 
     def record(self, context: Context) -> None:
         """Put what this collector's ring holds of `context.window` into an archive of its own. As often as it is called."""
+
+    def counters(self) -> Snapshot:
+        """What conditions may ask of this collector while it runs; costs something, so only asked for where one does."""
+        return {}
 
     def progress(self) -> Dict[str, int]:
         """Whole numbers for the live view: `bytes`, `packets`, `dropped`; called about once a second."""

@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from retina_runner.agent.collectors import Collector
 from retina_runner.agent.context import COMPLETE, LOSSY, PARTIAL, Context, Gap, Verdict, utc
+from retina_runner.agent.counters import COUNTER, FAMILY, Snapshot
 from retina_runner.agent.metrics import account, plugins, text
 from retina_runner.agent.metrics.model import FAILED, OK, Capability, ProgramCost, Sample, Scope, Source
 from retina_runner.agent.metrics.series import Series, Ticker
@@ -103,6 +104,14 @@ class Ebpf(Collector):
             samples = [s for _, source in self._sources for s in source.sample()]
         if self._series is not None:
             self._series.write(now, now - self._zeroed, samples)
+
+    def counters(self) -> Snapshot:
+        """The metrics as they stand, counted from the last zero. Raises OSError where a source can't be read."""
+        with self._lock:
+            samples = [s for _, source in self._sources for s in source.sample()]
+        found: Snapshot = {(name, ()): (0, FAMILY) for name in self._families}
+        found.update({(s.metric, tuple(sorted(s.labels))): (int(s.value), COUNTER) for s in samples})
+        return found
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
