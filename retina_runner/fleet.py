@@ -223,9 +223,10 @@ class Fleet:
         except LinkRefused as refused:
             self._failed(target, refused.what, refused.why, refused.hint)
         except LinkLost as lost:
-            self._failed(
-                target, "connection", str(lost), f"retina-run cleanup removes what is left in {target.directory}"
+            left = (
+                f"retina-run cleanup removes what is left in {target.directory}" if target.id in self._unclean else ""
             )
+            self._failed(target, lost.what, lost.why or str(lost), "; ".join(h for h in (lost.hint, left) if h))
         except OSError as error:
             self._failed(
                 target,

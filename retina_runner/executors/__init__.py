@@ -15,7 +15,12 @@ from retina_runner.bundle import AgentBundle
 
 
 class LinkLost(Exception):
-    """The connection went away. The agent goes on; connect again, and it answers as before."""
+    """The connection went away. The agent goes on; connect again, and it answers as before.
+
+    Where the cause is known, `what` and `why` say it, and `hint` is the next step.
+    """
+
+    what, why, hint = "connection", "", ""
 
 
 class LinkRefused(Exception):

@@ -67,10 +67,9 @@ class SshLink:
             self._client = None
 
     def _transport(self) -> Any:
-        transport = self._client.get_transport() if self._client is not None else None
-        if transport is None or not transport.is_active():
+        if self._client is None or not self._client.is_active():
             raise LinkLost("not connected")
-        return transport
+        return self._client
 
     def _become(self) -> None:
         """Find out how commands get their rights: as they are, by sudo without a password, or by sudo with one."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 import getpass
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from retina_runner.documents import VaultText
 from retina_runner.errors import Problem
-from retina_runner.inventory import ssh_arguments, ssh_config, templates
-from retina_runner.inventory.connection import ACCEPT_NEW, CONNECT_TIMEOUT_S, KNOWN_HOSTS, STRICT, Connection
+from retina_runner.inventory import identity, ssh_arguments, ssh_config, templates
+from retina_runner.inventory.connection import ACCEPT_NEW, CONNECT_TIMEOUT_S, STRICT, Connection
 from retina_runner.inventory.host_words import split_port
 from retina_runner.inventory.model import Host, Setting
 from retina_runner.units import parse_duration
@@ -231,31 +232,28 @@ class _Building:
         address = address or self.host.name
         told: dict[str, Any] = {"host": name or self.host.name, "address": address, "port": port, "user": user}
 
-        def expanded(text: str) -> str:
-            return os.path.expanduser(ssh_config.replace_tokens(text, **told))
-
+        said, origins = identity.of_options(options, told)
         # An inventory's key counts before those of ssh_config, as ssh's -i does; both are tried.
-        keys = [expanded(self._text("key_files", ""))] if self._said("key_files") else []
-        for setting in options["identityfile"]:
-            if str(setting.value).lower() != "none" and expanded(str(setting.value)) not in keys:
-                keys.append(expanded(str(setting.value)))
-                self.origins.setdefault("key_files", setting.origin)
-        only = option("identitiesonly", "use_agent").lower() == "yes"
-        known = self._text("known_hosts", "") or option("userknownhostsfile", "known_hosts")
-        system = [str(s.value) for s in options.get("globalknownhostsfile", [])]
+        keys = identity.files_of(shlex.quote(self._text("key_files", "")), told) if self._said("key_files") else ()
+        said["key_files"] = tuple(dict.fromkeys((*keys, *said.get("key_files", ()))))
+        known = identity.files_of(self._text("known_hosts", ""), told)
+        if known:
+            system = identity.of_options({k: v for k, v in options.items() if k == "globalknownhostsfile"}, told)[0]
+            said["known_hosts"] = (*known, *system["known_hosts"][2:])
+        for field_, origin in origins.items():
+            self.origins.setdefault(field_, origin)
+        for setting, key, why, hint in identity.refused(options):
+            self._problem(setting, key, why, hint)
         base = Connection(
-            host=self.host.name, address=address, connector=connector, port=port, user=user, key_files=tuple(keys),
-            certificate_files=tuple(expanded(str(s.value)) for s in options["certificatefile"]),
-            key_passphrase=self._secret("key_passphrase"), password=self._secret("password"), use_agent=not only,
-            host_keys=self._host_keys(option), host_key_alias=option("hostkeyalias", "host_key_alias"),
-            known_hosts=(*map(expanded, known.split()), *_words(system, KNOWN_HOSTS[2:])) if known else
-            (*KNOWN_HOSTS[:2], *_words(system, KNOWN_HOSTS[2:])),
+            host=self.host.name, address=address, connector=connector, port=port, user=user,
+            key_passphrase=self._secret("key_passphrase"), password=self._secret("password"),
+            host_keys=self._host_keys(option),
             become=self._flag("become", False), become_user=self._text("become_user", "root"),
             become_method=self._become_method(), become_password=self._secret("become_password"),
             python=self._python(), work_directory=self._text("work_directory", ""),
             connect_timeout_s=self._number("connect_timeout_s", _seconds, None, "a number of seconds above 0")
             or _seconds_or(option("connecttimeout", "connect_timeout_s")),
-            ssh_config=" ".join(config.files),
+            ssh_config=" ".join(config.files), **said,
         )  # fmt: skip
         jump, command = option("proxyjump", "jump"), option("proxycommand", "proxy_command")
         if jump and jump.lower() != "none":
@@ -361,17 +359,20 @@ def _hops(behind: Connection, jump: str, config: ssh_config.SshConfig, depth: in
         number_ = port or _port_or(first("port"))
         who = user or first("user") or behind.user
         told: dict[str, Any] = {"host": name, "address": address, "port": number_, "user": who}
-        keys = [
-            os.path.expanduser(ssh_config.replace_tokens(str(s.value), **told)) for s in options.get("identityfile", [])
-        ]
         checking = first("stricthostkeychecking").lower()
+        said, origins = identity.of_options(options, told)
+        for setting, key, why, _ in identity.refused(options):
+            raise ValueError(f"{name}, a bastion: {key} ({setting.origin}): {why}")
+        if not said.get("key_files"):
+            said.update(key_files=behind.key_files, certificate_files=behind.certificate_files)
+            said.setdefault("identities_only", behind.identities_only)
+        if "known_hosts" not in origins:
+            said["known_hosts"] = behind.known_hosts
         hops.append(
             Connection(
-                host=name, address=address, port=number_, user=who, key_files=tuple(keys) or behind.key_files,
-                key_passphrase=behind.key_passphrase, use_agent=behind.use_agent,
+                host=name, address=address, port=number_, user=who, key_passphrase=behind.key_passphrase,
                 host_keys=ACCEPT_NEW if checking == ACCEPT_NEW else behind.host_keys if not checking else STRICT,
-                host_key_alias=first("hostkeyalias"), known_hosts=behind.known_hosts,
-                connect_timeout_s=behind.connect_timeout_s, ssh_config=behind.ssh_config,
+                connect_timeout_s=behind.connect_timeout_s, ssh_config=behind.ssh_config, **said,
             )
         )  # fmt: skip
         own = first("proxyjump")
@@ -385,11 +386,6 @@ def _hops(behind: Connection, jump: str, config: ssh_config.SshConfig, depth: in
 def _told(hop: Connection) -> str:
     address = f"[{hop.address}]" if ":" in hop.address else hop.address
     return (f"{hop.user}@" if hop.user else "") + address + (f":{hop.port}" if hop.port != 22 else "")
-
-
-def _words(given: Iterable[str], default: tuple[str, ...]) -> tuple[str, ...]:
-    words = tuple(w for text in given for w in text.split())
-    return words or default
 
 
 def _port(text: str) -> int:

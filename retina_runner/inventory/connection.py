@@ -24,6 +24,10 @@ class Connection:
     first of `known_hosts` when it is met); a key that has changed is refused by both. A host is looked up there as
     `host_key_alias` where that is set. With `become`, the agent runs as `become_user` by `become_method`, which is sudo(8).
     `connect_timeout_s` bounds each attempt, in seconds. `ssh_config` is the file that was read for it.
+
+    With `identities_only`, of the agent (`identity_agent`, or SSH_AUTH_SOCK's) only keys that `key_files` or
+    `certificate_files` name are offered. The fields that end in `algorithms`, `ciphers` and `macs` are ssh_config(5)'s
+    lists as they were written; empty for OpenSSH's own. `required_rsa_size` is in bits, 0 for OpenSSH's own.
     """
 
     host: str
@@ -35,13 +39,25 @@ class Connection:
     certificate_files: tuple[str, ...] = ()
     key_passphrase: str = ""
     password: str = ""
-    use_agent: bool = True
+    identities_only: bool = False
+    identity_agent: str = ""
     jump: str = ""
     hops: tuple[Connection, ...] = ()
     proxy_command: str = ""
     host_keys: str = STRICT
     host_key_alias: str = ""
     known_hosts: tuple[str, ...] = KNOWN_HOSTS
+    hash_known_hosts: bool = False
+    host_key_algorithms: str = ""
+    ca_signature_algorithms: str = ""
+    pubkey_algorithms: str = ""
+    ciphers: str = ""
+    macs: str = ""
+    kex_algorithms: str = ""
+    revoked_host_keys: str = ""
+    required_rsa_size: int = 0
+    address_family: str = ""
+    bind_address: str = ""
     become: bool = False
     become_user: str = "root"
     become_method: str = "sudo"

@@ -9,18 +9,21 @@ from __future__ import annotations
 import shlex
 
 HONOURED = frozenset(
-    ["hostname", "port", "user", "identityfile", "certificatefile", "identitiesonly", "proxyjump", "proxycommand",
-     "userknownhostsfile", "globalknownhostsfile", "stricthostkeychecking", "hostkeyalias", "connecttimeout"]
+    ["hostname", "port", "user", "proxyjump", "proxycommand", "stricthostkeychecking", "connecttimeout",
+     "identityfile", "certificatefile", "identitiesonly", "identityagent", "userknownhostsfile", "globalknownhostsfile",
+     "hostkeyalias", "hashknownhosts", "revokedhostkeys", "requiredrsasize", "addressfamily", "bindaddress",
+     "ciphers", "kexalgorithms", "macs", "hostkeyalgorithms", "casignaturealgorithms", "pubkeyacceptedalgorithms",
+     "pubkeyacceptedkeytypes"]
 )  # fmt: skip
 TUNING = frozenset(
     ["controlmaster", "controlpersist", "controlpath", "serveraliveinterval", "serveralivecountmax", "compression",
      "tcpkeepalive", "loglevel", "batchmode", "preferredauthentications", "forwardagent", "forwardx11", "requesttty",
      "connectionattempts", "updatehostkeys", "checkhostip", "visualhostkey", "addkeystoagent", "ipqos", "sendenv",
      "passwordauthentication", "pubkeyauthentication", "kbdinteractiveauthentication", "gssapiauthentication",
-     "gssapidelegatecredentials", "exitonforwardfailure", "numberofpasswordprompts", "hashknownhosts",
-     "ciphers", "kexalgorithms", "macs", "hostkeyalgorithms", "pubkeyacceptedalgorithms", "pubkeyacceptedkeytypes"]
+     "gssapidelegatecredentials", "exitonforwardfailure", "numberofpasswordprompts"]
 )  # fmt: skip
 _VALUED = {"J": "proxyjump", "p": "port", "l": "user", "i": "identityfile", "F": "configfile"}
+_LISTS = ("userknownhostsfile", "globalknownhostsfile")
 _FLAGS = frozenset("CqTtvxXYaA46nNkK")
 
 
@@ -54,12 +57,15 @@ def options(text: str) -> list[tuple[str, str]]:
 
 
 def split_option(text: str) -> tuple[str, str]:
-    """`Key=value` or `Key value` as ssh_config(5) has it; the key in lower case, one pair of quotes taken off the value."""
+    """`Key=value` or `Key value` as ssh_config(5) has it; the key in lower case, one pair of quotes taken off the value.
+
+    Not off a list of files, each of which may have its own.
+    """
     key, separator, value = text.strip().partition("=")
     if not separator or " " in key.strip() or "\t" in key.strip():
         pieces = text.strip().split(None, 1)
         key, value = pieces[0], pieces[1].lstrip("= ") if len(pieces) > 1 else ""
     value = value.strip()
-    if len(value) > 1 and value[0] == value[-1] == '"':
+    if len(value) > 1 and value[0] == value[-1] == '"' and key.strip().lower() not in _LISTS:
         value = value[1:-1]
     return key.strip().lower(), value

@@ -66,7 +66,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, node: Fleet, _unharmed
         to = Connection(
             host="n1", address=node.address(1), user="root" if request.param == "ssh" else "ops",
             key_files=(str(node.key),), known_hosts=(str(node.known_hosts),), python="/usr/bin/python3",
-            become=request.param != "ssh", use_agent=False,
+            become=request.param != "ssh", identities_only=True,
             proxy_command=f"ip netns exec {node.netns} /usr/bin/python3 {script} {node.address(1)}",
         )  # fmt: skip
         connector = Connector(1)

@@ -18,7 +18,13 @@ HOMES = {
     "referencing": {"schema.py"},
     "rich": {"views/console.py"},
     "argcomplete": {"cli/__init__.py", "cli/completion.py"},
-    "paramiko": {"executors/ssh_connect.py", "executors/ssh_channel.py"},
+    "paramiko": {
+        "executors/ssh_connect.py",
+        "executors/ssh_transport.py",
+        "executors/ssh_login.py",
+        "executors/ssh_certificate.py",
+        "executors/ssh_channel.py",
+    },
     "azure": {"uploads/azure_blob.py"},
     "boto3": {"uploads/s3.py"},
     "botocore": {"uploads/s3.py"},
@@ -114,7 +120,7 @@ def test_arrows_point_inward(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_processes_are_started_through_one_door_on_each_side(path: Path) -> None:
-    doors = {"agent/process.py", "agent/ebpf/worker.py", "executors/local.py", "executors/ssh.py"}
+    doors = {"agent/process.py", "agent/ebpf/worker.py", "executors/local.py", "executors/ssh_proxy.py"}
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
