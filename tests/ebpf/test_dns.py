@@ -118,3 +118,17 @@ def test_any_port_on_request_and_no_other(lab: Lab, tmp_path: Path) -> None:
         python(lab.a, CLIENT, "fd93:0::2", "9953", "tcp", "0", "28", "13")
     assert counting.parts(REQUESTS, "query_type", "protocol") == {("TXT", "udp"): 12, ("AAAA", "tcp"): 13}
     assert counting.total(RESPONSES, return_code="NOERROR") == 25
+
+
+def test_a_message_that_goes_out_and_comes_in_on_one_node_is_one(lab: Lab, tmp_path: Path) -> None:
+    """Client and server are both in b: each message passes lo twice, once out and once in."""
+    with Background(lab.b, SERVER, "53"), Counting(tmp_path, "plugins: [dns], scope: netns", lab.b) as counting:
+        python(lab.b, CLIENT, "10.93.0.2", "53", "udp", "0", "1", "11")
+        python(lab.b, CLIENT, "fd93:0::2", "53", "udp", "3", "28", "12")
+        python(lab.b, CLIENT, "10.93.0.2", "53", "tcp", "0", "16", "13")
+    assert counting.parts(REQUESTS, "query_type", "protocol") == {
+        ("A", "udp"): 11,
+        ("AAAA", "udp"): 12,
+        ("TXT", "tcp"): 13,
+    }
+    assert counting.total(RESPONSES) == counting.total(f"{LATENCY}_count") == 36
