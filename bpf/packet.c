@@ -1,10 +1,34 @@
 /* One AF_PACKET socket program for all plugins that look at every packet: one clone, one parse. It keeps nothing: it
  * returns 0, so that no packet is ever queued to the socket.
  */
+#define VLAN BIG16(0x8100)
+#define SERVICE_VLAN BIG16(0x88a8)
+#define MOST_EXTENSIONS 6
+
+/* Where what IPv6 carries begins, and in `protocol` what it is; 0 for a later fragment, which has no ports. RFC 8200, 4. */
+static __always_inline u32 behind_extensions(struct __sk_buff *skb, u32 at, u8 *protocol) {
+    u8 head[4] = {}, next = *protocol;
+#pragma unroll
+    for (int number = 0; number < MOST_EXTENSIONS; number++) {
+        if (next != 0 && next != 43 && next != 44 && next != 51 && next != 60 && next != 135)
+            break;
+        if (bpf_skb_load_bytes(skb, at, head, 4))
+            return 0;
+        if (next == 44 && (head[2] | (head[3] & 0xf8))) {
+            *protocol = head[0];
+            return 0;
+        }
+        at += next == 44 ? 8 : next == 51 ? (head[1] + 2) * 4 : (head[1] + 1) * 8;
+        next = head[0];
+    }
+    *protocol = next;
+    return at;
+}
+
 int on_packet(struct __sk_buff *skb) {
-    u32 direction = skb->pkt_type == 4 ? EGRESS : INGRESS, l4 = 0, segments = 1;
+    u32 direction = skb->pkt_type == 4 ? EGRESS : INGRESS, l3 = 14, l4 = 0, segments = 1;
     u32 ip_words[6] = {}, l4_words[4] = {};
-    u8 *ip = (u8 *)ip_words + 2, *transport = (u8 *)l4_words; /* the addresses lie on a multiple of four */
+    u8 *ip = (u8 *)ip_words + 4, *transport = (u8 *)l4_words; /* the addresses lie on a multiple of four */
     struct flow_key key = {};
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 1, 0)
     if (skb->gso_segs)
@@ -14,23 +38,41 @@ int on_packet(struct __sk_buff *skb) {
     packetforward(skb, direction, segments);
 #endif
 #if defined(WITH_packetparser) || defined(WITH_dns)
-    if (bpf_skb_load_bytes(skb, 12, ip, 22))
-        return 0;
-    u16 ethernet = *(u16 *)ip;
+    u16 protocol = skb->protocol, ethernet = protocol;
+    if (!bpf_skb_load_bytes(skb, 12, ip - 2, 22))
+        ethernet = *(u16 *)(ip - 2);
+    else
+        l3 = 0; /* less than an Ethernet and an IP header: if anything, IP without the former */
+    if (protocol == VLAN || protocol == SERVICE_VLAN) { /* what the kernel hasn't taken out of the packet */
+#pragma unroll
+        for (int tag = 0; tag < 2; tag++) {
+            if (ethernet != VLAN && ethernet != SERVICE_VLAN)
+                break;
+            if (bpf_skb_load_bytes(skb, l3 + 2, &ethernet, 2))
+                return 0;
+            l3 += 4;
+        }
+        if (bpf_skb_load_bytes(skb, l3, ip, 20))
+            return 0;
+    } else if (!l3 || ethernet != protocol || (protocol == IPV4 && ip[0] >> 4 != 4)) {
+        l3 = 0; /* an interface without Ethernet headers: WireGuard, a tunnel, tun */
+        ethernet = protocol;
+        if (bpf_skb_load_bytes(skb, 0, ip, 20) || ip[0] >> 4 != (protocol == IPV4 ? 4 : 6))
+            return 0;
+    }
     if (ethernet == IPV4) {
-        l4 = 14 + (ip[2] & 15) * 4;
-        key.protocol = ip[11];
-        key.source[0] = *(u32 *)(ip + 14);
-        key.destination[0] = *(u32 *)(ip + 18);
+        l4 = l3 + (ip[0] & 15) * 4;
+        key.protocol = ip[9];
+        key.source[0] = *(u32 *)(ip + 12);
+        key.destination[0] = *(u32 *)(ip + 16);
         key.family = 4;
-        if ((ip[8] & 0x1f) | ip[9])
+        if ((ip[6] & 0x1f) | ip[7])
             l4 = 0; /* a later fragment has no ports */
     } else if (ethernet == IPV6) {
-        l4 = 54;
-        key.protocol = ip[8];
+        key.protocol = ip[6];
         key.family = 6;
-        bpf_skb_load_bytes(skb, 22, key.source, 16);
-        bpf_skb_load_bytes(skb, 38, key.destination, 16);
+        bpf_skb_load_bytes(skb, l3 + 8, key.addresses, 32);
+        l4 = behind_extensions(skb, l3 + 40, &key.protocol);
     } else {
         return 0;
     }
