@@ -1,24 +1,42 @@
 """The agent as one file that travels: a zipapp, named by its content, the same bytes wherever it is built.
 
 Only `retina_runner/agent/` and `bpf/` go in. Deterministic (sorted members, fixed times), so that a node that has
-`agent-<sha12>.pyz` already needs no second copy.
+`agent-<sha12>.pyz` already needs no second copy. Beside what every plan needs lies what this interpreter compiles it to:
+a node with the same minor version of Python starts the agent in half the time; any other takes the source.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
+import marshal
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 
 from retina_runner import __version__
 
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that zip can say
 _MAIN = b"import sys\nfrom retina_runner.agent.__main__ import main\nsys.exit(main())\n"
 # The real retina_runner/__init__.py is the runner's; the agent needs a package of that name and nothing of it.
+_SELDOM = (
+    "ebpf/",
+    "metrics/",
+    "collectors/ebpf",
+    "collectors/files",
+    "upload",
+    "web",
+    "hold",
+    "solo",
+    "shelf",
+    "rescue",
+)
+"""Below `agent/`, what only some plans need: it travels as source only."""
 _PACKAGE = f'__version__ = "{__version__}"\n'.encode()
 
 
@@ -56,7 +74,27 @@ def data_directory(name: str) -> Path:
 def _members() -> Iterator[tuple[str, bytes]]:
     package = Path(__file__).resolve().parent
     for path in sorted((package / "agent").rglob("*.py")):
-        yield f"retina_runner/{path.relative_to(package).as_posix()}", path.read_bytes()
+        name = f"retina_runner/{path.relative_to(package).as_posix()}"
+        yield name, path.read_bytes()
+        if not path.relative_to(package / "agent").as_posix().startswith(_SELDOM):
+            yield f"{name}c", _compiled(name, path)
     bpf = data_directory("bpf")
     for path in sorted(p for p in bpf.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
         yield f"retina_runner/_data/bpf/{path.relative_to(bpf).as_posix()}", path.read_bytes()
+
+
+def _compiled(name: str, path: Path) -> bytes:
+    """A .pyc by hash that is never checked (PEP 552); zipimport passes over one with another version's magic number.
+
+    Marshalled in version 2, which knows no references: those depend on what else the process holds at that moment.
+    """
+    code = SourceFileLoader(name, str(path)).get_code(name)  # which __pycache__ holds already, as a rule
+    assert code is not None
+    head = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(path.read_bytes())
+    return head + marshal.dumps(_of_file(code, name), 2)
+
+
+def _of_file(code: CodeType, name: str) -> CodeType:
+    """The same code, as if its file were called so: where it was compiled is nobody's business."""
+    constants = tuple(_of_file(c, name) if isinstance(c, CodeType) else c for c in code.co_consts)
+    return code.replace(co_filename=name, co_consts=constants)

@@ -42,7 +42,7 @@ def check(plan: Plan, parent: Path) -> Dict[str, Any]:
     return {
         "ok": not any(p["severity"] == "fatal" for p in problems),
         "problems": problems,
-        "host": facts.host(),
+        "host": facts.system(),
         "rights": facts.rights(),
         "disk": {
             "directory": str(parent),

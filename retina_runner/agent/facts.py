@@ -27,14 +27,18 @@ CAPABILITIES = {12: "net_admin", 13: "net_raw", 21: "sys_admin", 38: "perfmon", 
 
 
 def host() -> Dict[str, Any]:
-    """hostname, kernel, machine, distribution, python, boot_id, tools (name to first line of its version, or null)."""
+    """`system`, and tools: name to the first line of its version, or null. Starts a process for each."""
+    return {**system(), "tools": {name: version(*command) for name, command in TOOLS.items()}}
+
+
+def system() -> Dict[str, Any]:
+    """hostname, kernel, machine, distribution, python: what is known without starting anything."""
     return {
         "hostname": socket.gethostname(),
         "kernel": os.uname().release,
         "machine": os.uname().machine,
         "distribution": distribution(),
         "python": ".".join(map(str, sys.version_info[:3])),
-        "tools": {name: version(*command) for name, command in TOOLS.items()},
     }
 
 

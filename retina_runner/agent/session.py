@@ -30,6 +30,8 @@ RELEASE_POLL_S = 0.05
 RELEASE_GRACE_S = 30.0
 """How much longer than the barrier's own limit an agent waits for T0 before it concludes that the runner is gone."""
 BEGIN_MARGIN_S = 0.5
+FACTS_AFTER_S = 0.3
+"""How long into the window the tools are asked for their versions: nothing is to come between a node and its T0."""
 BALLAST_BYTES = 4 << 20
 """Disk set aside at the start and given back when the disk is full, so that the archive can still be closed."""
 BALLAST_SHARE = 16
@@ -109,7 +111,8 @@ class Session:
         self._late_s = 0.0
         self._rehearsal_s = 0.0
         self._t0_monotonic = 0.0
-        self._host: Dict[str, Any] = {}
+        self._host: Dict[str, Any] = {**facts.system(), "tools": {}}
+        self._asking: Optional[threading.Thread] = None
         self._times: Dict[str, str] = {}
         self._expected = [conditions.parse(text, afterwards=True) for text in plan.document.get("expect") or ()]
         self._looks: List[Tuple[Snapshot, Dict[str, int], float]] = []
@@ -159,7 +162,6 @@ class Session:
             raise Failed(lacking, "free some space, or lower limits.disk_free_percent and limits.disk_free_bytes")
         self._await_symptom()
         self._set_ballast()
-        self._host = facts.host()
         lock = threading.RLock()
         for entry in self.plan.entries:
             self._check_abandoned()
@@ -380,6 +382,9 @@ class Session:
             self.plan.bounds, self.workspace.directory, self.workspace.size_bytes, self._tick, self._exceeded
         )
         watch.start()
+        # Asking a dozen tools for their versions takes longer than all the rest of the preparation; here nobody waits.
+        self._asking = threading.Thread(target=self._ask_host, name="facts", daemon=True)
+        self._asking.start()
         try:
             if self.plan.document.get("trigger"):
                 self._watch_for_trigger()
@@ -388,6 +393,10 @@ class Session:
         finally:
             watch.stop()
             self._intervals_ns()  # a last look at the clock, while the window's packets are still being read
+
+    def _ask_host(self) -> None:
+        self.stop.wait(FACTS_AFTER_S)
+        self._host = facts.host()
 
     def _watch_for_trigger(self) -> None:
         """The flight recorder's window: it ends when its time is over and nothing is pending, or after so many events."""
@@ -516,6 +525,8 @@ class Session:
     def _pack(self) -> None:
         assert self._writer is not None
         self._phase("archiving")
+        if self._asking is not None:
+            self._asking.join()
         self._judge_window()
         self._judge_expectations()
         self._give_back_ballast()

@@ -71,9 +71,14 @@ except OSError as error:
     refuse("disk space" if space else str(error.filename or folder), str(error.strerror),
            "free some there, or choose another place with retina_work_dir" if space
            else "choose another place with retina_work_dir in the inventory")
-os.execv(sys.executable, [sys.executable, "-I", path, "serve"])
+source.close()
+sys.argv[:] = [path, "serve"]
+sys.path.insert(0, path)
+from retina_runner.agent.__main__ import main
+sys.exit(main())
 """
-"""What `python3 -I` runs on a node that may not have the agent yet: takes it if it isn't there, and becomes it."""
+"""What `python3 -I` runs on a node that may not have the agent yet: takes it if it isn't there, and becomes it, in the
+same interpreter: starting another one would cost the node as much as all the rest of this."""
 
 
 LOADER = 'import json;i=open(0,"rb",0,closefd=False);exec(json.loads(i.readline()))'
