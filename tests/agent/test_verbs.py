@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -262,3 +263,21 @@ def test_the_bundle_is_the_same_bytes_whenever_it_is_built() -> None:
         for n in range(2)
     }
     assert built == {agent_bundle().sha256 + "\n"}
+
+
+def _loaded_from(agent: Path) -> str:
+    script = "import sys; sys.path.insert(0, sys.argv[1]); import retina_runner.agent.session as s; print(s.__file__, s.Session.__doc__)"
+    return subprocess.run(
+        [sys.executable, "-I", "-c", script, str(agent)], capture_output=True, text=True, check=True
+    ).stdout  # fmt: skip
+
+
+def test_compiled_modules_are_used_by_their_own_version_of_python_and_passed_over_by_others(tmp_path: Path) -> None:
+    ours, other = tmp_path / "ours.pyz", tmp_path / "other.pyz"
+    ours.write_bytes(agent_bundle().content)
+    with zipfile.ZipFile(ours) as given, zipfile.ZipFile(other, "w") as made:
+        for name in given.namelist():
+            content = given.read(name)
+            made.writestr(name, b"\x00\x00\r\n" + content[4:] if name.endswith(".pyc") else content)
+    assert _loaded_from(ours).startswith(f"{ours}/retina_runner/agent/session.pyc ")
+    assert _loaded_from(other) == _loaded_from(ours).replace(str(ours), str(other)).replace("session.pyc", "session.py")
