@@ -7,22 +7,25 @@ UDP of 22 B goes over a veth pair into a rule that drops it (the worst case for 
 the whole path, since a veth pair delivers in the sender's context; of many short samples the least counts, so that a busy
 machine doesn't matter much. The sender is Python: its interpreter is in the base, so the ratios are lower than a sender in C
 would see; the differences in ns are not. In the same run: `tcpdump -w` on the same interface. bcc's own tcpdrop and
-tcpretrans need kernel headers, and are run where they work.
+tcpretrans need kernel headers, and aren't run.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from retina_runner import schema
+from retina_runner.agent.ebpf.compiling import BROUGHT, FOLDER
 from retina_runner.agent.ebpf.source import BpfSource
 from retina_runner.agent.metrics import plugins
 from retina_runner.agent.metrics.model import OK, Scope
@@ -43,6 +46,24 @@ for _ in range(rounds):
     least = took if least is None else min(least, took)
 print(least / count)
 """
+LOADER = """
+import json, resource, sys
+asked = json.load(sys.stdin)
+sys.path.insert(0, asked["place"])
+from pathlib import Path
+from retina_runner.agent.ebpf.compiling import BROUGHT, FOLDER
+from retina_runner.agent.ebpf.source import BpfSource
+from retina_runner.agent.metrics.model import OK, Scope
+source = BpfSource(asked["names"], Scope((asked["netns"],)), asked["options"], Path(asked["folder"]))
+rows = source.prepare()
+own, child = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+source.stop()
+assert all(r.status == OK for r in rows), rows
+cpu = own.ru_utime + own.ru_stime + child.ru_utime + child.ru_stime
+# Not ru_maxrss: that one begins with what the process was before exec(2).
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps([cpu, peak * 1024, child.ru_maxrss * 1024, sorted({r.why for r in rows})]))
+"""
 OPTIONS = schema.normalise({}, schema.load("collectors/ebpf"))
 
 
@@ -59,7 +80,7 @@ def with_plugins(
         source = BpfSource(names, Scope((lab.b,)), OPTIONS, Path(folder))
         before = cpu()
         rows = source.prepare()
-        start = cpu() - before
+        begun = cpu() - before
         try:
             assert all(r.status == OK for r in rows), rows
             source.zero()
@@ -68,7 +89,34 @@ def with_plugins(
             assert not any(source.loss().values()), source.loss()
         finally:
             source.stop()
-    return least, costs, start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return least, costs, begun, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
+def start(lab: Lab, names: list[str], bytecode: Sequence[object], folder: str) -> tuple[float, int, int, list[str]]:
+    """A fresh process until everything is attached: CPU seconds, its peak RSS and its child's in bytes, where it came from."""
+    asked = {
+        "place": str(Path(__file__).resolve().parent.parent), "names": names, "netns": lab.b, "folder": folder,
+        "options": {**OPTIONS, "bytecode": bytecode},
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", LOADER], input=json.dumps(asked), capture_output=True, text=True, check=True
+    )
+    took, own, child, origin = json.loads(done.stdout)
+    return took, own, child, origin
+
+
+def starts(lab: Lab, names: list[str], rounds: int) -> None:
+    """The least of `rounds` starts by BCC and from bytecode."""
+    with tempfile.TemporaryDirectory() as folder:
+        by_bcc = [start(lab, names, (), folder) for _ in range(rounds)]
+        units = [json.loads(path.read_text()) for path in Path(folder, FOLDER).iterdir()]
+        by_bytecode = [start(lab, names, units, folder) for _ in range(rounds)]
+    assert all(origin == [BROUGHT] for *_, origin in by_bytecode)
+    for name, found in (("BCC", by_bcc), ("bytecode", by_bytecode)):
+        own, child = min(f[1] for f in found), min(f[2] for f in found)
+        print(
+            f"  start by {name:8s} {min(f[0] for f in found):.3f} s CPU, RSS {own / 1e6:.1f} MB, child's {child / 1e6:.1f} MB"
+        )
 
 
 def cpu() -> float:
@@ -105,15 +153,16 @@ def main() -> None:
     least: dict[str, float] = {}
     seen: dict[str, str] = {}
     with Lab() as lab:
+        starts(lab, default, 1 if quick else 5)
         lab.inside(lab.b, "iptables", "-A", "INPUT", "-p", "udp", "--dport", "7000", "-j", "DROP")
         for _ in range(turns):
             least["none"] = min(least.get("none", 1e9), sample(lab, rounds, count))
             least["tcpdump -w"] = min(least.get("tcpdump -w", 1e9), with_tcpdump(lab, rounds, count))
             for name, wanted in modes:
-                found, costs, start, rss = with_plugins(lab, wanted, rounds, count)
+                found, costs, begun, rss = with_plugins(lab, wanted, rounds, count)
                 least[name] = min(least.get(name, 1e9), found)
                 each = ", ".join(f"{p} {ns} ns x {runs}" for p, (runs, ns) in costs.items() if runs)
-                seen[name] = f"{each}; start {start:.2f} s CPU, compiler {rss / 1e6:.0f} MB"
+                seen[name] = f"{each}; start {begun:.2f} s CPU, compiler {rss / 1e6:.0f} MB"
     base = least["none"]
     print(
         f"{time.strftime('%Y-%m-%d')} UDP of 22 B into a DROP rule; least of {turns * rounds} samples of {count} packets"
