@@ -28,7 +28,9 @@ def service(schedule: Schedule, listen: str) -> str:
             "Restart=on-failure",
             "RestartSec=10",
             *bounds(schedule.cpu_percent, schedule.memory_bytes),
-            *hardening(("/tmp",), schedule.tunables),
+            # Its scratch folder goes with the service, however it ends.
+            "PrivateTmp=yes",
+            *hardening((), schedule.tunables),
             "",
             "[Install]",
             "WantedBy=multi-user.target",

@@ -6,9 +6,9 @@ from retina_runner.schedule import MARK, Schedule
 
 CAPABILITIES = (
     "CAP_NET_RAW", "CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE", "CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN",
+    "CAP_SYS_RESOURCE", "CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_SYSLOG",
 )  # fmt: skip
-"""Capture, rule counters, BPF, namespaces, everybody's sockets; tcpdump's change of user. Not: modules, clock, mounts' owner."""
+"""Capture, rules, BPF, namespaces, everybody's sockets; tcpdump's change of user; the kernel's log. Not: modules, clock, mounts' owner."""
 
 
 def service(schedule: Schedule) -> str:
@@ -45,18 +45,17 @@ def bounds(cpu_percent: int, memory_bytes: int) -> tuple[str, ...]:
 
 
 def hardening(writable: tuple[str, ...], tunables: bool) -> tuple[str, ...]:
-    """systemd.exec(5). The module tree stays readable: what the kernel has built in is looked up there."""
+    """systemd.exec(5). Two things stay readable: the module tree, which says what the kernel has built in, and its log."""
     return (
         "NoNewPrivileges=yes",
         f"CapabilityBoundingSet={' '.join(CAPABILITIES)}",
         "ProtectSystem=strict",
-        f"ReadWritePaths={' '.join(quoted('-' + path) for path in writable)}",
+        *((f"ReadWritePaths={' '.join(quoted('-' + path) for path in writable)}",) if writable else ()),
         "ProtectHome=read-only",
         f"ProtectKernelTunables={'no' if tunables else 'yes'}",
         "ProtectControlGroups=yes",
         "ProtectClock=yes",
         "ProtectHostname=yes",
-        "ProtectKernelLogs=yes",
         "RestrictRealtime=yes",
         "RestrictSUIDSGID=yes",
         "LockPersonality=yes",
