@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """From the window's end to a finished archive: streamed while the capture runs, against capture first and `tar czf` after.
 
-    python benchmarks/archive.py [--quick]      (as root: it makes two network namespaces)
+    python benchmarks/archive.py [--quick] [--compression zstd]      (as root: it makes two network namespaces)
 
 UDP of random bytes (they don't compress: 64 blocks of 1,400 B in turn are more than a deflate window) is sent over a veth
 pair until the pcap holds about the wanted size. The same traffic goes to a plain `tcpdump -w` that `tar czf` packs
@@ -24,6 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from retina_runner.verification import read_manifest
 from tests.lab import Lab, Run
 
 SENDER = """
@@ -53,12 +54,13 @@ def send(lab: Lab, rate: int, seconds: float) -> int:
     return int(lab.inside(lab.a, sys.executable, "-c", SENDER, str(rate), str(seconds)))
 
 
-def ours(lab: Lab, folder: Path, rate: int, seconds: float) -> tuple[float, int, int, int, int]:
+def ours(lab: Lab, folder: Path, rate: int, seconds: float, compression: str) -> tuple[float, int, int, int, int]:
     """(seconds after the window, datagrams sent, lost, archive bytes, peak RSS bytes)."""
     window = int(seconds) + 3
     run = Run(f"""
 name: archive
 duration: {window}s
+compression: {compression}
 limits: {{node_bytes: 8GiB}}
 captures:
   - collect:
@@ -69,7 +71,8 @@ captures:
     assert run.end() in (0,), run.events[-3:]
     over = run.all("phase")[[e["phase"] for e in run.all("phase")].index("collecting")]["time"]
     done = run.all("archive")[0]
-    manifest = run.archive().manifest
+    (path,) = (run.directory / "archives").iterdir()
+    manifest = read_manifest(path)
     counts = next(v for v in manifest["verdicts"] if v["artefact"].endswith(".pcap"))["counts"]
     return (
         seconds_between(over, done["time"]), sent, sent - counts["in_window"], done["size_bytes"],
@@ -104,13 +107,15 @@ def theirs(lab: Lab, folder: Path, rate: int, seconds: float) -> tuple[float, in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="10 MB and 40 MB instead of 100 MB and 1 GB")
-    sizes = (10, 40) if parser.parse_args().quick else (100, 1000)
+    parser.add_argument("--compression", choices=("gzip", "none", "zstd"), default="gzip", help="of ours")
+    chosen = parser.parse_args()
+    sizes = (10, 40) if chosen.quick else (100, 1000)
     print("size     ours: after the window    lost         RSS | tcpdump, then tar czf: after    lost | ratio")
     for megabytes in sizes:
         rate = min(20_000_000, megabytes * 200_000)
         seconds = megabytes * 1e6 / rate
         with Lab() as lab, tempfile.TemporaryDirectory(prefix="benchmark-") as place:
-            after, sent, lost, size, rss = ours(lab, Path(place), rate, seconds)
+            after, sent, lost, size, rss = ours(lab, Path(place), rate, seconds, chosen.compression)
             other, other_sent, other_lost = theirs(lab, Path(place), rate, seconds)
         print(
             f"{megabytes:5d} MB {after:15.2f} s {lost:12d}/{sent} {rss / 1e6:8.1f} MB | {other:18.2f} s"

@@ -15,6 +15,7 @@ from datetime import datetime
 MOST_NODE_CHARACTERS = 80
 """Of a node in a file name. With the longest prefix (63 + 1 + 63), the time, an interface (15) and a ring's number, the
 longest name is still below NAME_MAX, 255 bytes (limits.h)."""
+ARCHIVE_ENDINGS = (".tar.gz", ".tar.zst")
 _DIGEST_CHARACTERS = 6
 _SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _CHANGED = re.compile(r"[^_]*_.*-[0-9a-f]{6}", re.DOTALL)
@@ -66,12 +67,17 @@ def capture_prefix(runbook_name: str, capture_name: str, several: bool) -> str:
 
 
 def archive_base(prefix: str, node: str, t0: float) -> str:
-    """The archive's name without `.tar.gz`, and the one folder in it. `node` is the node's own name, T0 Unix seconds.
+    """The archive's name without its ending, and the one folder in it. `node` is the node's own name, T0 Unix seconds.
 
     Raises ValueError for a prefix that isn't safe in a file name, and for no time.
     """
     _check_prefix(prefix)
     return f"{prefix}-{safe_node(node)}-{stamp(t0)}"
+
+
+def without_ending(name: str) -> str:
+    """An archive's name, or its key in a store, without what says how it is compressed."""
+    return next((name.removesuffix(e) for e in ARCHIVE_ENDINGS if name.endswith(e)), name)
 
 
 def run_id(name: str, t: float) -> str:
@@ -88,12 +94,12 @@ def _check_prefix(prefix: str) -> None:
 
 
 def parse_archive_name(name: str, known_prefixes: Iterable[str]) -> tuple[str, str, float]:
-    """(prefix, node as `safe_node` gave it, T0) of an archive's name, with or without `.tar.gz`.
+    """(prefix, node as `safe_node` gave it, T0) of an archive's name, with or without its ending.
 
     Prefix and node may both hold `-`, so the prefixes that are possible must be known. Raises ValueError for anything
     that `archive_base` doesn't make of one of them, and where two of them fit: the manifest inside knows.
     """
-    found = _STAMPED.fullmatch(name.removesuffix(".tar.gz"))
+    found = _STAMPED.fullmatch(without_ending(name))
     if not found:
         raise ValueError(f"{name!r} doesn't end in -YYYYMMDDhhmmssUTC")
     t0 = _unstamp(found[2])

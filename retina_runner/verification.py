@@ -11,7 +11,6 @@ import io
 import json
 import os
 import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +19,12 @@ from typing import IO, Any
 from retina_runner import schema
 from retina_runner.agent.pcap import inspect
 from retina_runner.errors import ArchiveError
+from retina_runner.inflating import Damaged, Inflater
+from retina_runner.naming import ARCHIVE_ENDINGS
 
 MOST_MANIFEST_BYTES = 64 << 20
 _CHUNK = 1 << 18
 _TAR_OVERHEAD = 1 << 20
-
-
-class _Damaged(Exception):
-    """What is wrong, for the findings."""
 
 
 @dataclass(frozen=True)
@@ -44,47 +41,6 @@ class Verification:
         return not self.problems
 
 
-class _Inflater(io.RawIOBase):
-    """The inflated bytes of one gzip member, and nothing but one: what follows it is damage too."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file = file
-        self._inflate = zlib.decompressobj(31)
-        self._rest = b""
-        self.given = 0
-        self.limit_bytes = MOST_MANIFEST_BYTES + _TAR_OVERHEAD
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            while not self._rest and not self._inflate.eof:
-                chunk = self._inflate.unconsumed_tail or self._file.read(_CHUNK)
-                if not chunk:
-                    raise _Damaged(f"truncated: the compressed data ends after {self._file.tell()} bytes of the file")
-                self._rest = self._inflate.decompress(chunk, _CHUNK)
-        except zlib.error as error:
-            raise _Damaged(
-                f"altered or not gzip, near byte {self._file.tell()}: {str(error).partition(': ')[2] or error}"
-            ) from None
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        self.given += count
-        if self.given > self.limit_bytes:
-            raise _Damaged("it inflates to more than its manifest says")
-        return count
-
-    def finish(self) -> None:
-        """Read to the end; its length and CRC are checked by zlib there."""
-        buffer = bytearray(_CHUNK)
-        while self.readinto(memoryview(buffer)):
-            pass
-        if self._inflate.unused_data or self._file.read(1):
-            raise _Damaged("there is something behind the archive's end")
-
-
 @dataclass
 class _Findings:
     problems: list[str] = field(default_factory=list)
@@ -97,11 +53,13 @@ def verify_archive(path: str | Path) -> Verification:
     path, found = Path(path), _Findings()
     try:
         with open(path, "rb") as file:
-            inflater = _Inflater(file)
+            inflater = Inflater(file, MOST_MANIFEST_BYTES + _TAR_OVERHEAD)
             _walk(path, inflater, found)
             inflater.finish()
-    except _Damaged as damage:
+    except Damaged as damage:
         found.problems.append(str(damage))
+    except ArchiveError as error:
+        found.problems.append(str(error))
     except tarfile.TarError as error:
         found.problems.append(f"not a tar archive inside: {error}")
     except OSError as error:
@@ -109,13 +67,13 @@ def verify_archive(path: str | Path) -> Verification:
     return Verification(path, tuple(found.problems), found.manifest, found.packets)
 
 
-def _members(inflater: _Inflater) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def _members(inflater: Inflater) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     with tarfile.open(fileobj=io.BufferedReader(inflater, _CHUNK), mode="r|", bufsize=512 * 20) as tar:
         for member in tar:
             yield tar, member
 
 
-def _walk(path: Path, inflater: _Inflater, found: _Findings) -> None:
+def _walk(path: Path, inflater: Inflater, found: _Findings) -> None:
     expected: dict[str, dict[str, Any]] = {}
     top = ""
     for number, (tar, member) in enumerate(_members(inflater)):
@@ -123,12 +81,14 @@ def _walk(path: Path, inflater: _Inflater, found: _Findings) -> None:
         if number == 0:
             top, name = _split(member.name)
             if name != "manifest.json" or member.size > MOST_MANIFEST_BYTES:
-                raise _Damaged(
+                raise Damaged(
                     f"the first member is {member.name}, not a manifest.json; this isn't an archive of retina-run"
                 )
             expected = _read_manifest(tar, member, found)
             assert found.manifest is not None
-            if found.manifest["base"] != top or path.name not in (f"{top}.tar.gz", f"{top}.tar.gz.part"):
+            if found.manifest["base"] != top or path.name.removesuffix(".part") not in (
+                f"{top}{ending}" for ending in ARCHIVE_ENDINGS
+            ):
                 found.problems.append(f"the file is named {path.name}, but it is the archive {found.manifest['base']}")
             inflater.limit_bytes = (
                 inflater.given + sum(f["size_bytes"] + 2048 for f in expected.values()) + _TAR_OVERHEAD
@@ -136,16 +96,16 @@ def _walk(path: Path, inflater: _Inflater, found: _Findings) -> None:
             continue
         _check_member(tar, member, top, expected, found)
     if found.manifest is None:
-        raise _Damaged("there is nothing in it")
+        raise Damaged("there is nothing in it")
     found.problems += [f"{name}: missing" for name in expected]
 
 
 def _check_name(member: tarfile.TarInfo) -> None:
     parts = member.name.split("/")
     if not member.isreg():
-        raise _Damaged(f"{member.name!r} is not a regular file")
+        raise Damaged(f"{member.name!r} is not a regular file")
     if member.name.startswith("/") or any(p in ("", ".", "..") for p in parts) or len(parts) < 2:
-        raise _Damaged(f"the member name {member.name!r} could leave the archive's folder")
+        raise Damaged(f"the member name {member.name!r} could leave the archive's folder")
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -159,10 +119,10 @@ def _read_manifest(tar: tarfile.TarFile, member: tarfile.TarInfo, found: _Findin
     try:
         manifest = json.loads(stream.read())
     except ValueError as error:
-        raise _Damaged(f"manifest.json isn't JSON: {error}") from None
+        raise Damaged(f"manifest.json isn't JSON: {error}") from None
     violations = schema.violations("manifest", manifest)
     if violations:
-        raise _Damaged(f"manifest.json doesn't keep to its schema: {violations[0]}")
+        raise Damaged(f"manifest.json doesn't keep to its schema: {violations[0]}")
     found.manifest = manifest
     return {f["path"]: f for f in manifest["files"]}
 
@@ -210,11 +170,11 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     found = _Findings()
     try:
         with open(path, "rb") as file:
-            for tar, member in _members(_Inflater(file)):
+            for tar, member in _members(Inflater(file, MOST_MANIFEST_BYTES + _TAR_OVERHEAD)):
                 _check_name(member)
                 _read_manifest(tar, member, found)
                 break
-    except (_Damaged, tarfile.TarError, OSError) as error:
+    except (Damaged, tarfile.TarError, OSError) as error:
         raise ArchiveError(f"{path}: {error}") from error
     if found.manifest is None:
         raise ArchiveError(f"{path}: there is nothing in it")
@@ -249,8 +209,8 @@ def unpack(path: str | Path, into: str | Path) -> Path:
     return folder
 
 
-def _inflater_of(file: IO[bytes], checked: Verification) -> _Inflater:
+def _inflater_of(file: IO[bytes], checked: Verification) -> Inflater:
     assert checked.manifest is not None
-    inflater = _Inflater(file)
+    inflater = Inflater(file, MOST_MANIFEST_BYTES + _TAR_OVERHEAD)
     inflater.limit_bytes += sum(f["size_bytes"] + 2048 for f in checked.manifest["files"])
     return inflater

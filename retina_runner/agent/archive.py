@@ -1,13 +1,9 @@
-"""A `.tar.gz` that is written while its members still grow, with the manifest, known last, as its first member.
+"""A `.tar.gz` or `.tar.zst` that is written while its members still grow, with the manifest, known last, as its first member.
 
-One gzip member (RFC 1952), one deflate stream (RFC 1951), plain tar (GNU format): any tar reads it. What makes that
-possible while sizes are unknown:
+Plain tar (GNU format): any tar reads it. How it is compressed so that parts of it can be rewritten is `framing.py`'s:
 
-* A growing member's tar header lies in a *stored* deflate block of known place, rewritten when the size is known.
-* The gzip CRC of the whole is combined from its parts' CRCs; nothing is read twice for it.
-* The file begins with room for the manifest. Its deflated bytes are put at the end of that room, and the gzip header's
-  comment (RFC 1952, 2.3) fills what is left before them: the extra field would too, but tarfile's `r|gz` can't read
-  past one. A manifest that doesn't fit has the file copied.
+* A growing member's tar header lies uncompressed in a known place, and is rewritten when the size is known.
+* The file begins with room for the manifest, which is put there at the end. One that doesn't fit has the file copied.
 * Of several members that grow at once the first is written in place, the others beside it, and appended at the end.
 
 After an OSError for a full disk nothing is lost: what couldn't be written is kept and tried again with the next call.
@@ -18,7 +14,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import struct
 import tarfile
 import threading
 import zlib
@@ -26,16 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Tuple
 
-try:
-    from isal import isal_zlib as _deflate  # several times faster where it is installed; same format
-except ImportError:
-    _deflate = zlib
+from retina_runner.agent.framing import Framing, GzipFraming, crc32_combine
 
 RESERVE_BYTES = 64 << 10
 SYNC_EVERY_BYTES = 64 << 20
 """Written-back bit by bit, so that the last fsync has little left to wait for."""
-_GZIP_PLAIN = b"\x1f\x8b\x08\x00\0\0\0\0\x00\xff"
-_GZIP_COMMENT = b"\x1f\x8b\x08\x10\0\0\0\0\x00\xff"
 _COPY_BYTES = 1 << 20
 _TAR_BLOCK, _TAR_RECORD = 512, 10240
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -65,17 +55,16 @@ class Member:
     def __init__(self, writer: "ArchiveWriter", path: str, file: Any, spool: Optional[Path]):
         self._writer, self.path, self._file, self.spool = writer, path, file, spool
         self._fast = False
-        self._compressor = writer.compressor()
+        self._squeezer = writer.framing.squeezer(stored=False)
         self._unwritten = b""
         self._since_sync = 0
         self._at = file.tell()
-        self._header_bytes = len(self._header(0))
         self._digest = hashlib.sha256()
         self._data_crc = 0
         self.size_bytes = 0
         self.closed = False
         self.crc, self.length = 0, 0
-        self._put(b"\0" + struct.pack("<HH", self._header_bytes, self._header_bytes ^ 0xFFFF) + self._header(0))
+        self._put(writer.framing.header(self._header(0)))
 
     def _header(self, size_bytes: int) -> bytes:
         return _tar_header(f"{self._writer.top}/{self.path}", size_bytes, self._writer.mtime)
@@ -86,28 +75,27 @@ class Member:
         Raises OSError for a full disk; the data is taken all the same, and goes out with the next call.
         """
         if fast != self._fast:
-            # A full flush ends on a byte boundary and forgets what was before: another compressor can go on from there.
-            self._unwritten += self._compressor.flush(zlib.Z_FULL_FLUSH)
-            self._compressor = self._writer.compressor(0 if fast else None)
+            self._unwritten += self._squeezer.end()
+            self._squeezer = self._writer.framing.squeezer(stored=fast)
             self._fast = fast
         self._digest.update(data)
         self._data_crc = zlib.crc32(data, self._data_crc)
         self.size_bytes += len(data)
-        self._put(self._compressor.compress(data))
+        self._put(self._squeezer.compress(data))
 
     def close(self) -> None:
         """Finish the member. Idempotent, and repeatable after an OSError."""
         if self.closed:
             return
-        if self._compressor is not None:
+        if self._squeezer is not None:
             padding = b"\0" * (-self.size_bytes % _TAR_BLOCK)
             self._data_crc = zlib.crc32(padding, self._data_crc)
-            self._unwritten += self._compressor.compress(padding) + self._compressor.flush(zlib.Z_FULL_FLUSH)
-            self._compressor = None
+            self._unwritten += self._squeezer.compress(padding) + self._squeezer.end()
+            self._squeezer = None
         self._put(b"")
         header = self._header(self.size_bytes)
         end = self._file.tell()
-        self._file.seek(self._at + 5)
+        self._file.seek(self._at + self._writer.framing.header_at)
         self._file.write(header)
         self._file.seek(end)
         padded = self.size_bytes + -self.size_bytes % _TAR_BLOCK
@@ -136,20 +124,16 @@ class ArchiveWriter:
     `open_member` may be called from any thread.
     """
 
-    def __init__(self, path: Path, top: str, mtime: float, level: int = 1, reserve_bytes: int = RESERVE_BYTES):
+    def __init__(
+        self, path: Path, top: str, mtime: float, framing: Optional[Framing] = None, reserve_bytes: int = RESERVE_BYTES
+    ):
         self.path, self.top, self.mtime = path, top, int(mtime)
-        self._level, self._reserve_bytes = level, reserve_bytes
+        self.framing, self._reserve_bytes = framing or GzipFraming(), reserve_bytes
         self._lock = threading.Lock()
         self._in_place: Optional[Member] = None
         self._members: List[Member] = []
         self._file = _create(path)
         self._file.write(b"\0" * self._reserve_bytes)
-
-    def compressor(self, level: Optional[int] = None) -> Any:
-        """A raw deflate compressor; level 0 stores."""
-        if (self._level if level is None else level) == 0:
-            return zlib.compressobj(0, zlib.DEFLATED, -15)
-        return _deflate.compressobj(self._level, zlib.DEFLATED, -15)
 
     def open_member(self, path: str) -> Member:
         """Begin a member that grows. Raises ValueError for a path that isn't a plain relative one, OSError."""
@@ -204,10 +188,8 @@ class ArchiveWriter:
             crc = crc32_combine(crc, member.crc, member.length)
             length += member.length
         # Two zero blocks end a tar; readers that work in records want a whole one.
-        trailer = b"\0" * (2 * _TAR_BLOCK + -(length + 2 * _TAR_BLOCK) % _TAR_RECORD)
-        crc, length = zlib.crc32(trailer, crc), length + len(trailer)
-        last = zlib.compressobj(9, zlib.DEFLATED, -15)
-        tail = last.compress(trailer) + last.flush() + struct.pack("<II", crc, length & 0xFFFFFFFF)
+        trailer_bytes = 2 * _TAR_BLOCK + -(length + 2 * _TAR_BLOCK) % _TAR_RECORD
+        tail = self.framing.tail(trailer_bytes, crc, length)
         end = self._file.tell()
         self._write_all(tail)
         self._place_head(head, end + len(tail))
@@ -239,22 +221,21 @@ class ArchiveWriter:
         member.spool.unlink()
 
     def _head(self, manifest: bytes) -> Tuple[bytes, int, int]:
-        """(deflated manifest member, CRC and length of what it inflates to)."""
+        """(compressed manifest member, CRC and length of what it holds)."""
         plain = _tar_header(f"{self.top}/manifest.json", len(manifest), self.mtime) + manifest
         plain += b"\0" * (-len(plain) % _TAR_BLOCK)
-        deflated = zlib.compressobj(9, zlib.DEFLATED, -15)
-        return deflated.compress(plain) + deflated.flush(zlib.Z_FULL_FLUSH), zlib.crc32(plain), len(plain)
+        return self.framing.front(plain), zlib.crc32(plain), len(plain)
 
     def _place_head(self, head: bytes, total: int) -> None:
-        slack = self._reserve_bytes - len(_GZIP_COMMENT) - 1 - len(head)
-        if slack >= 0:
+        filled = self.framing.filled(head, self._reserve_bytes)
+        if filled is not None:
             self._file.seek(0)
-            self._write_all(_GZIP_COMMENT + b" " * slack + b"\0" + head)
+            self._write_all(filled)
             self._file.seek(total)
             return
         larger = self.path.with_name(self.path.name + ".larger")
         with _create(larger) as target:
-            target.write(_GZIP_PLAIN + head)
+            target.write(self.framing.unfilled(head))
             self._file.seek(self._reserve_bytes)
             _copy(self._file, target)
         self._file.close()
@@ -320,34 +301,3 @@ def digest_of(path: Path) -> Tuple[int, str]:
                 return size, digest.hexdigest()
             size += len(chunk)
             digest.update(chunk)
-
-
-def crc32_combine(first: int, second: int, second_length: int) -> int:
-    """CRC-32 of two texts in a row, from the CRC of each and the length of the second.
-
-    Appending n zero bytes to a message is a linear map of its CRC over GF(2); the map for n is composed by squaring
-    from the one for a single zero bit. The method is that of zlib's crc32_combine.
-    """
-    if not second_length:
-        return first
-    # The map of one zero bit, as the images of the 32 unit vectors (reflected polynomial of RFC 1952).
-    power = [0xEDB88320] + [1 << bit for bit in range(31)]
-    for _ in range(3):
-        power = [_apply(power, column) for column in power]  # 2, 4, 8 bits: one byte
-    while second_length:
-        if second_length & 1:
-            first = _apply(power, first)
-        second_length >>= 1
-        if second_length:
-            power = [_apply(power, column) for column in power]
-    return first ^ second
-
-
-def _apply(matrix: List[int], vector: int) -> int:
-    image, bit = 0, 0
-    while vector:
-        if vector & 1:
-            image ^= matrix[bit]
-        vector >>= 1
-        bit += 1
-    return image

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from retina_runner.agent import bounds, collectors, facts
+from retina_runner.agent.framing import framing_of
 from retina_runner.agent.plan import Plan
+from retina_runner.agent.process import MissingTool
 from retina_runner.agent.workspace import UnsafeDirectory, check_private
 
 
@@ -24,6 +26,7 @@ def check(plan: Plan, parent: Path) -> Dict[str, Any]:
         problems.append({"severity": severity, "what": what, "why": why, "hint": hint, "collector": collector})
 
     _check_place(plan, parent, note)
+    _check_compression(plan, note)
     gaps = 0
     for entry in plan.entries:
         try:
@@ -68,6 +71,13 @@ def _check_place(plan: Plan, parent: Path, note: Any) -> None:
     lacking = bounds.lacking_space(plan.bounds, place)
     if lacking:
         note("fatal", "disk space", lacking, "free some, or lower limits.disk_free_percent and limits.disk_free_bytes")
+
+
+def _check_compression(plan: Plan, note: Any) -> None:
+    try:
+        framing_of(plan.compression)
+    except MissingTool as missing:
+        note("gap", "compression", f"{missing}; the archive will be a .tar.gz", f"install {missing.tool}")
 
 
 def _existing(path: Path) -> Path:

@@ -22,7 +22,9 @@ from retina_runner.agent.archive import ArchiveWriter
 from retina_runner.agent.clock import NodeClock
 from retina_runner.agent.context import COMPLETE, PARTIAL, Context, Gap, Record, Verdict, Window, utc, worst
 from retina_runner.agent.counters import Snapshot
+from retina_runner.agent.framing import Framing, GzipFraming, framing_of
 from retina_runner.agent.plan import Entry, Plan
+from retina_runner.agent.process import MissingTool
 from retina_runner.agent.recorder import Freeze, Recorder, Rings, Terms
 from retina_runner.agent.workspace import Journal, Workspace
 
@@ -341,14 +343,24 @@ class Session:
         if time.monotonic() >= self._t0_monotonic + self.plan.duration_s:
             raise Failed(f"the window was over before this node was told of it (T0 {utc(t0)}, now {utc()})")
         self._base = f"{self.plan.prefix}-{time.strftime('%Y%m%d%H%M%S', time.gmtime(reference_t0))}UTC"
-        path = self.workspace.archive / f"{self._base}.tar.gz"
-        level = 0 if self.plan.compression == "none" else 1
-        self._writer = ArchiveWriter(path, self._base, mtime=reference_t0, level=level)
+        framing = self._framing()
+        path = self.workspace.archive / f"{self._base}{framing.ending}"
+        self._writer = ArchiveWriter(path, self._base, mtime=reference_t0, framing=framing)
         for _, context, _ in self._active:
             context.window, context.base = self._window, self._base
             context.open_member = self._writer.open_member
             context.intervals_ns = self._intervals_ns
         self.journal.emit("armed", t0=utc(t0))
+
+    def _framing(self) -> Framing:
+        """As the plan asks; with gzip instead of a program that isn't here, which is told."""
+        try:
+            return framing_of(self.plan.compression)
+        except MissingTool as missing:
+            why = f"{missing}, so the archive is a {GzipFraming.ending} instead"
+            self.record.warnings.append(why)
+            self.journal.emit("warning", why=why)
+            return GzipFraming()
 
     def _intervals_ns(self) -> Tuple[Tuple[int, int], ...]:
         assert self._window is not None
@@ -428,9 +440,10 @@ class Session:
         writer: Optional[ArchiveWriter] = None
         try:
             out.mkdir(mode=0o700)
-            path = self.workspace.archive / f"{base}.tar.gz"
-            level = 0 if self.plan.compression == "none" else 1
-            writer = ArchiveWriter(path, base, mtime=freeze.reference, level=level)
+            assert self._writer is not None
+            framing = self._writer.framing
+            path = self.workspace.archive / f"{base}{framing.ending}"
+            writer = ArchiveWriter(path, base, mtime=freeze.reference, framing=framing)
             self._fill(freeze, writer, base, out, counters.delta("trigger", before, after))
         except Exception as error:
             if writer is not None:

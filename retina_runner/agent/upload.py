@@ -4,7 +4,7 @@ The grant (JSON on stdin) holds signed URLs for this one object, and nothing els
 store has confirmed is written beside the archive, without a URL: another grant continues where this one ended. What is
 sent is hashed again on the way, and only committed when it is the archive that the grant speaks of.
 
-    azure      {"url", "headers", "version", "block_bytes", "single_most_bytes"}   Put Blob, or Put Block and Put Block List
+    azure      {"url", "headers", "version", "content_type", "block_bytes", "single_most_bytes"}   Put Blob, or Put Block and Put Block List
     s3         {"url", "headers"}                                                  one presigned PUT
     s3-parts   {"parts": [url, ...], "block_bytes", "upload"}                      presigned UploadParts; the runner completes
 """
@@ -80,6 +80,7 @@ class _Errand:
         tag = hashlib.sha256(f"{where.netloc}{where.path}".encode()).hexdigest()[:12]
         self.memory = path.parent.parent / f"upload-{tag}.json"
         self.web = Web(str(grant.get("ca_pem") or ""), give_up_at=time.monotonic() + deadline_s)
+        self.content_type = str(grant.get("content_type") or "application/octet-stream")
         self.buffer = bytearray(PIECE_BYTES)
         self.skipped = self.sent = 0
 
@@ -129,7 +130,7 @@ class _Errand:
         if self.kind == "azure":
             headers.update({
                 "x-ms-version": str(self.grant["version"]), "x-ms-blob-type": "BlockBlob",
-                "Content-Type": "application/gzip", "If-None-Match": "*",
+                "Content-Type": self.content_type, "If-None-Match": "*",
             })  # fmt: skip
         headers.update(self._given_headers())
         self.web.send("PUT", str(self.grant["url"]), lambda: self._pieces(0, self.size), headers)
@@ -190,7 +191,7 @@ class _Errand:
         headers = {
             "Content-Length": str(len(xml)), "Content-Type": "application/xml", "If-None-Match": "*",
             "x-ms-version": str(self.grant["version"]), "x-ms-blob-content-md5": _base64(digest),
-            "x-ms-blob-content-type": "application/gzip", **self._given_headers(),
+            "x-ms-blob-content-type": self.content_type, **self._given_headers(),
         }  # fmt: skip
         self.web.send("PUT", f"{self.grant['url']}&comp=blocklist", lambda: [xml], headers)
 

@@ -16,11 +16,10 @@ from urllib.parse import urlsplit
 from retina_runner.cli.resume import open_run
 from retina_runner.delivery import of_record
 from retina_runner.errors import Exit, UsageError
+from retina_runner.naming import ARCHIVE_ENDINGS
 from retina_runner.uploads import NotStored, Target
 from retina_runner.uploads.opening import open_target
 from retina_runner.verification import verify_archive
-
-ENDING = ".tar.gz"
 
 
 def main(chosen: argparse.Namespace) -> int:
@@ -71,7 +70,7 @@ def _of_url(chosen: argparse.Namespace) -> Iterator[list[tuple[Target, str]]]:
     target, below = _target(chosen)
     try:
         for key, _ in target.listing(below):
-            if key.endswith(ENDING):
+            if key.endswith(ARCHIVE_ENDINGS):
                 yield [(target, key)]
     except NotStored as why:
         raise UsageError(f"--from {chosen.source}: {why}") from None

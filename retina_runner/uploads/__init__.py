@@ -14,6 +14,8 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from retina_runner.naming import without_ending
+
 DEFAULT_KEY = "{prefix}/{run}/{archive}"
 SINGLE_MOST_BYTES = 32 << 20
 """Up to this size an archive goes in one request; above it in blocks, each of which can be repeated by itself."""
@@ -115,10 +117,13 @@ def key_of(template: str, prefix: str, parcel: Parcel) -> str:
 def beside(key: str, name: str) -> str:
     """The key of a small file beside an archive: its own name with another ending, or `run.json` in its folder."""
     return (
-        f"{key.removesuffix('.tar.gz')}.{name}"
-        if name == "manifest.json"
-        else f"{key.rpartition('/')[0]}/{name}".lstrip("/")
+        f"{without_ending(key)}.{name}" if name == "manifest.json" else f"{key.rpartition('/')[0]}/{name}".lstrip("/")
     )
+
+
+def content_type(name: str) -> str:
+    """The media type of an archive of that name (RFC 6713, RFC 8878)."""
+    return "application/zstd" if name.endswith(".tar.zst") else "application/gzip"
 
 
 def block_bytes(size_bytes: int) -> int:

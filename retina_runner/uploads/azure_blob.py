@@ -27,6 +27,7 @@ from retina_runner.uploads import (
     beside,
     block_bytes,
     check_clock,
+    content_type,
     key_of,
     pem_of,
 )
@@ -165,7 +166,7 @@ class AzureBlobTarget:
             with open(parcel.path, "rb") as file:
                 blob.upload_blob(
                     file, length=size, overwrite=False, metadata=parcel.metadata, validate_content=True,
-                    content_settings=ContentSettings("application/gzip", content_md5=bytearray(md5)), max_concurrency=2,
+                    content_settings=ContentSettings(content_type(key), content_md5=bytearray(md5)), max_concurrency=2,
                 )  # fmt: skip
         except ResourceExistsError:
             if self._compare(blob, parcel, location):
@@ -240,8 +241,9 @@ class AzureBlobTarget:
         Secret(parse_qs(sas).get("sig", [""])[0])
         size = parcel.size_bytes
         return Grant(key, {
-            "kind": "azure", "url": f"{self._url}/{quote(key)}?{sas}", "block_bytes": block_bytes(size),
-            "single_most_bytes": SINGLE_MOST_BYTES, "version": GRANT_VERSION, "ca_pem": pem_of(self._ca_file),
+            "kind": "azure", "url": f"{self._url}/{quote(key)}?{sas}", "version": GRANT_VERSION,
+            "block_bytes": block_bytes(size), "single_most_bytes": SINGLE_MOST_BYTES,
+            "content_type": content_type(key), "ca_pem": pem_of(self._ca_file),
             "headers": {f"x-ms-meta-{k}": v for k, v in parcel.metadata.items()}, "sha256": parcel.sha256,
         })  # fmt: skip
 

@@ -24,6 +24,7 @@ from retina_runner.uploads import (
     beside,
     block_bytes,
     check_clock,
+    content_type,
     key_of,
     pem_of,
 )
@@ -140,7 +141,7 @@ class S3Target:
                     body = file.read()
                     done = self._call(
                         "put_object", Key=key, Body=body, ContentMD5=_md5(body), IfNoneMatch="*",
-                        Metadata=parcel.metadata, ContentType="application/gzip",
+                        Metadata=parcel.metadata, ContentType=content_type(key),
                     )  # fmt: skip
                 else:
                     done = self._in_parts(key, file, size, parcel)
@@ -155,7 +156,7 @@ class S3Target:
         return self._location(key)
 
     def _in_parts(self, key: str, file: Any, size: int, parcel: Parcel) -> dict[str, Any]:
-        begun = self._call("create_multipart_upload", Key=key, Metadata=parcel.metadata, ContentType="application/gzip")
+        begun = self._call("create_multipart_upload", Key=key, Metadata=parcel.metadata, ContentType=content_type(key))
         upload, parts, length = begun["UploadId"], [], block_bytes(size)
         try:
             number = 0
@@ -216,13 +217,13 @@ class S3Target:
                 "Bucket": self._bucket,
                 "Key": key,
                 "Metadata": parcel.metadata,
-                "ContentType": "application/gzip",
+                "ContentType": content_type(key),
             }
             url = client.generate_presigned_url("put_object", Params={**signed, "IfNoneMatch": "*"}, ExpiresIn=life)
             headers = {f"x-amz-meta-{k}": v for k, v in parcel.metadata.items()}
             document |= {
                 "kind": "s3", "url": url,
-                "headers": {**headers, "Content-Type": "application/gzip", "If-None-Match": "*"},
+                "headers": {**headers, "Content-Type": content_type(key), "If-None-Match": "*"},
             }  # fmt: skip
             return Grant(key, _secretive(document))
         upload = self._unfinished(key, parcel)
@@ -244,7 +245,7 @@ class S3Target:
         for upload in found.get("Uploads", ()):
             if upload["Key"] == key:
                 return str(upload["UploadId"])
-        begun = self._call("create_multipart_upload", Key=key, Metadata=parcel.metadata, ContentType="application/gzip")
+        begun = self._call("create_multipart_upload", Key=key, Metadata=parcel.metadata, ContentType=content_type(key))
         return str(begun["UploadId"])
 
     def confirm(self, parcel: Parcel, answer: Mapping[str, Any]) -> str:

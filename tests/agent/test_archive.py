@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retina_runner.agent.archive import ArchiveInfo, ArchiveWriter, MemberInfo, crc32_combine
+from retina_runner.agent.archive import ArchiveInfo, ArchiveWriter, MemberInfo
+from retina_runner.agent.framing import Framing, GzipFraming, crc32_combine
 from retina_runner.errors import ArchiveError
 from retina_runner.verification import unpack, verify_archive
 from tests.lab import REPOSITORY, RETINA_RUN, Run
@@ -20,14 +21,21 @@ from tests.lab import REPOSITORY, RETINA_RUN, Run
 TOP = "quick-n1-20261123031700UTC"
 
 
-def write(path: Path, members: dict[str, list[bytes]], manifest: bytes = b"{}\n", **options: int) -> ArchiveInfo:
-    """Members grow in turn, a piece each, as several collectors' do at once."""
-    writer = ArchiveWriter(path, TOP, 1_000_000_000, **options)
+def write(
+    path: Path,
+    members: dict[str, list[bytes]],
+    manifest: bytes = b"{}\n",
+    reserve_bytes: int = 65536,
+    framing: Framing | None = None,
+    fast: int = -1,
+) -> ArchiveInfo:
+    """Members grow in turn, a piece each, as several collectors' do at once; the pieces of number `fast` in a hurry."""
+    writer = ArchiveWriter(path, TOP, 1_000_000_000, framing, reserve_bytes)
     opened = {name: writer.open_member(name) for name in members}
     for number in range(max((len(p) for p in members.values()), default=0)):
         for name, pieces in members.items():
             if number < len(pieces):
-                opened[name].write(pieces[number])
+                opened[name].write(pieces[number], fast=number == fast)
     for member in opened.values():
         member.close()
     return writer.finish(lambda infos: manifest)
@@ -49,16 +57,21 @@ names = st.lists(
 pieces = st.lists(st.one_of(st.binary(max_size=600), st.just(b"A" * 70_000)), max_size=6)
 
 
-@given(st.dictionaries(names.map("/".join), pieces, max_size=5), st.integers(min_value=0, max_value=3))
+@given(
+    st.dictionaries(names.map("/".join), pieces, max_size=5),
+    st.integers(min_value=0, max_value=3),
+    st.integers(min_value=-1, max_value=2),
+    st.integers(min_value=0, max_value=1),
+)
 @settings(max_examples=60)
 def test_what_goes_in_comes_out(
-    tmp_path_factory: pytest.TempPathFactory, members: dict[str, list[bytes]], pad: int
+    tmp_path_factory: pytest.TempPathFactory, members: dict[str, list[bytes]], pad: int, fast: int, level: int
 ) -> None:
     """Also with a manifest larger than the room at the front."""
     members = {n: p for n, p in members.items() if not any(o.startswith(n + "/") for o in members)}
     path = tmp_path_factory.mktemp("archive") / "a.tar.gz"
     manifest = json.dumps({"pad": [f"{n:08x}" for n in range(pad * 5000)]}).encode()
-    made = write(path, members, manifest, reserve_bytes=4096)
+    made = write(path, members, manifest, 4096, GzipFraming(level), fast)
     found = read(path)
     assert next(iter(found)) == "manifest.json"
     assert found.pop("manifest.json") == manifest

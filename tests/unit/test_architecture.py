@@ -29,10 +29,12 @@ HOMES = {
     "boto3": {"uploads/s3.py"},
     "botocore": {"uploads/s3.py"},
     "pyinfra": {"inventory/pyinfra_connectors.py"},
+    "backports": {"inflating.py"},
+    "compression": {"inflating.py"},
     "gevent": {"inventory/pyinfra_connectors.py"},
 }
 """Each third-party library has one home, so that replacing it is one module's work."""
-OPTIONAL = {"isal": {"agent/archive.py"}, "bcc": {"agent/ebpf/worker.py"}}
+OPTIONAL = {"isal": {"agent/framing.py"}, "bcc": {"agent/ebpf/worker.py"}}
 """What the agent uses where the node has it, and does without where it hasn't."""
 FORBIDDEN_NAMES = ("manager", "helper", "handler", "util", "utils", "common", "base")
 PURE = (
