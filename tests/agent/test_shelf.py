@@ -1,0 +1,74 @@
+"""What a shelf on a node removes: by count, age and bytes, the oldest first, archives only, and never the newest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retina_runner.agent.shelf import NotKept, keep
+
+DAY_S = 86400
+
+
+def kept(folder: Path, days_old: int, size: int = 100, name: str = "") -> str:
+    path = folder / (name or f"a-{99 - days_old:02d}.tar.gz")
+    path.write_bytes(b"x" * size)
+    os.utime(path, (time.time() - days_old * DAY_S,) * 2)
+    return path.name
+
+
+def put(tmp_path: Path, **bounds: Any) -> set[str]:
+    """Keep one more archive of 100 B with these bounds; the names that are there afterwards."""
+    new = tmp_path / "new.tar.zst"
+    new.write_bytes(b"y" * 100)
+    digest = hashlib.sha256(b"y" * 100).hexdigest()
+    options = {"base": str(tmp_path), "path": "shelf", "keep_count": None, "keep_s": None, "keep_bytes": None, **bounds}
+    assert keep(new, digest, options)["location"] == str(tmp_path / "shelf" / "new.tar.zst")
+    return {p.name for p in (tmp_path / "shelf").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "stays"),
+    [
+        ({}, {1, 3, 8}),
+        ({"keep_s": 2 * DAY_S}, {1}),
+        ({"keep_s": 5 * DAY_S}, {1, 3}),
+        ({"keep_bytes": 250}, {1}),
+        ({"keep_bytes": 399}, {1, 3}),
+        ({"keep_count": 3, "keep_s": 2 * DAY_S}, {1}),
+        ({"keep_bytes": 10}, set()),
+        ({"keep_s": -60}, set()),
+    ],
+)
+def test_the_oldest_go_first_and_the_newest_never(tmp_path: Path, bounds: dict[str, int], stays: set[int]) -> None:
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    names = {days: kept(folder, days) for days in (1, 3, 8)}
+    assert put(tmp_path, **bounds) == {names[d] for d in stays} | {"new.tar.zst"}
+
+
+def test_only_archives_in_the_folder_itself_go(tmp_path: Path) -> None:
+    folder = tmp_path / "shelf"
+    (folder / "below").mkdir(parents=True)
+    notes, hidden = kept(folder, 9, name="notes.txt"), kept(folder, 9, name=".x.tar.gz")
+    kept(folder / "below", 9)
+    outside = tmp_path / kept(tmp_path, 9)
+    (folder / "link.tar.gz").symlink_to(outside)
+    assert put(tmp_path, keep_s=1, keep_bytes=1, keep_count=1) == {
+        notes, hidden, "below", "link.tar.gz", "new.tar.zst",
+    }  # fmt: skip
+    assert outside.exists()
+    assert len(list((folder / "below").iterdir())) == 1
+
+
+def test_a_link_on_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "shelf").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NotKept, match="link"):
+        put(tmp_path)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
