@@ -176,7 +176,9 @@ class Duties(Generic[T]):
 
     def finish(self) -> None:
         """The node has ended: bring the rest home, and say which orders came too late. `kept`: something must stay there."""
-        self._fired.clear()
+        while self._fired:  # it froze alone and ended before anybody listened: the others are still to be told
+            self._decide(self._fired[0])
+            self._fired.pop(0)
         self._told = len(self._freezes.orders)
         while self._home:
             self._bring()

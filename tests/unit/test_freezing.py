@@ -150,3 +150,15 @@ def test_a_node_that_was_told_too_late_is_a_failure_of_that_window() -> None:
     rig.n1.do()
     rig.n1.finish()
     assert rig.did[-1] == ("fail", "n1#20261123031700", "this node's window was over before it was told")
+
+
+def test_the_others_are_told_also_when_the_node_ended_before_anybody_listened() -> None:
+    """Its trigger, what it froze by itself and its end are read at once by whoever adopts the run."""
+    rig = Rig()
+    rig.n1.take(EVENT)
+    rig.n1.take(frozen("20261123031700"))
+    rig.n1.finish()
+    assert ("freeze", "n1") in rig.did
+    assert ("bring", "n1#20261123031700") in rig.did
+    rig.n2.do()
+    assert rig.did[-1] == ("order", "n2", "20261123031700")
