@@ -20,6 +20,9 @@ EXPECTED = {
     "mtu-black-hole",
     "iptables-counters",
     "long-ring",
+    "flight-recorder",
+    "shared-evidence",
+    "kubernetes-service",
 }
 
 
