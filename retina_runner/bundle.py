@@ -49,12 +49,14 @@ class AgentBundle:
     content: bytes
 
 
-@lru_cache(maxsize=1)
-def agent_bundle() -> AgentBundle:
-    """Build the agent from this installation."""
+@lru_cache
+def agent_bundle(compiled: bool = True) -> AgentBundle:
+    """Build the agent from this installation; without what it compiles to it has less than half the bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in sorted([("__main__.py", _MAIN), ("retina_runner/__init__.py", _PACKAGE), *_members()]):
+        for name, content in sorted(
+            [("__main__.py", _MAIN), ("retina_runner/__init__.py", _PACKAGE), *_members(compiled)]
+        ):
             info = zipfile.ZipInfo(name, _FIXED_TIME)
             info.compress_type = zipfile.ZIP_DEFLATED
             info.external_attr = 0o644 << 16
@@ -71,12 +73,12 @@ def data_directory(name: str) -> Path:
     return installed if installed.is_dir() else package.parent / name
 
 
-def _members() -> Iterator[tuple[str, bytes]]:
+def _members(compiled: bool) -> Iterator[tuple[str, bytes]]:
     package = Path(__file__).resolve().parent
     for path in sorted((package / "agent").rglob("*.py")):
         name = f"retina_runner/{path.relative_to(package).as_posix()}"
         yield name, path.read_bytes()
-        if not path.relative_to(package / "agent").as_posix().startswith(_SELDOM):
+        if compiled and not path.relative_to(package / "agent").as_posix().startswith(_SELDOM):
             yield f"{name}c", _compiled(name, path)
     bpf = data_directory("bpf")
     for path in sorted(p for p in bpf.rglob("*") if p.is_file() and "__pycache__" not in p.parts):

@@ -62,7 +62,8 @@ def resolve(chosen: argparse.Namespace) -> Resolved:
     if chosen.shard is not None:
         shard = shards.parse(chosen.shard)
         places = {c: [p for p in ps if shard.holds(p.node)] for c, ps in places.items()}
-    agent = agent_bundle()
+    # What `kubectl apply` stores beside an object is bounded, and a printed Job's agent is part of its manifest.
+    agent = agent_bundle(compiled=not getattr(chosen, "manifests", False))
     run = naming.run_id(runbook.name, time.time())
     plans = planning.build(runbook, places, run, agent)
     if len({p.id for p in plans}) != len(plans):

@@ -60,7 +60,7 @@ def text(made: Sequence[Mapping[str, Any]]) -> str:
 
     label = f"{objects.RUN_LABEL}={made[0]['metadata']['labels'][objects.RUN_LABEL]}"
     head = [
-        "# kubectl create -f this file (or apply --server-side). Each Job captures as soon as its pod runs; its log says the rest:",
+        "# kubectl apply -f this file. Each Job captures as soon as its pod runs; its log says the rest:",
         f"#   kubectl logs -A -l {label}",
         "#   kubectl -n NAMESPACE cp POD:PATH ARCHIVE     then: retina-run verify ARCHIVE",
         f"#   kubectl delete job,configmap -A -l {label}   removes everything; Jobs that have ended go by themselves",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from retina_runner.bundle import agent_bundle
 from retina_runner.documents import parse_document
 from retina_runner.executors.kubernetes import objects, standalone
 from retina_runner.translate.yaml_text import lines
@@ -60,6 +62,14 @@ def test_a_job_without_a_runner() -> None:
     )
     same_as_golden("standalone", list(made))
     assert standalone.text(made).count("---\n") == 3
+
+
+def test_kubectl_can_apply_the_agent_that_travels_in_a_manifest() -> None:
+    agent = agent_bundle(compiled=False)
+    made = objects.config_map("abc123", "default", "x" * 63, agent.name, agent.content)
+    # kubectl apply keeps the object in an annotation, and all annotations together may have 256 KiB.
+    assert len(json.dumps(made)) < 256 * 1024 - 4096
+    assert len(agent_bundle().content) > len(agent.content)
 
 
 @pytest.mark.parametrize(
