@@ -71,8 +71,9 @@ class NodeReport:
     """One plan on one node. Bytes, packets and drops are the newest that are known.
 
     `reach` is what a later runner needs to get there again (inventory.Connection as an object); None for this machine.
-    `offset_s` is the node's clock minus the runner's, wrong by `offset_error_s` at most; `late_s` how long after T0, in
-    the node's own clock, its window opened, once it has `opened`. A frozen window of a ring is a row of its own, whose id
+    `offset_s` is the node's clock minus the runner's, wrong by `offset_error_s` at most. Once its window
+    has `opened`: `late_s` is how long after T0, in the node's own clock, all its collectors were armed, and `opened_s` how
+    long after T0 it first looked at them. A frozen window of a ring is a row of its own, whose id
     is the node's with `#` and the event's name; its `trigger` says what froze it.
     """
 
@@ -90,6 +91,7 @@ class NodeReport:
     dropped: int = 0
     free_bytes: int | None = None
     late_s: float = 0.0
+    opened_s: float = 0.0
     opened: bool = False
     offset_s: float | None = None
     offset_error_s: float | None = None
@@ -167,7 +169,7 @@ class RunReport:
         opened = [n for n in self.nodes if n.opened and n.offset_error_s is not None]
         if len(opened) < 2:
             return None
-        late = [n.late_s for n in opened]
+        late = [n.opened_s for n in opened]
         errors = sorted((n.offset_error_s or 0.0 for n in opened), reverse=True)
         return Skew(len(opened), max(late) - min(late), errors[0] + errors[1])
 
@@ -252,7 +254,8 @@ def _on_node(node: NodeReport, kind: str, event: Mapping[str, Any]) -> NodeRepor
             gap = Trouble(f"{event['collector']}: {event['what']}", event["why"], event.get("hint", ""))
             return node if gap in node.skipped else replace(node, skipped=(*node.skipped, gap))
         case "window":
-            return replace(node, late_s=event.get("late_s", 0.0), opened=True)
+            late_s = event.get("late_s", 0.0)
+            return replace(node, late_s=late_s, opened_s=event.get("opened_s", late_s), opened=True)
         case "node-clock":
             return replace(node, offset_s=event["offset_s"], offset_error_s=event["error_s"])
         case "progress":

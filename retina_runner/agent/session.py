@@ -385,11 +385,13 @@ class Session:
             raise Failed("every collector failed at the start of the window")
         if self.stop.wait(self._t0_monotonic - time.monotonic()):
             raise Abandoned(str(self.stop.reason))
-        # A busy node may wake this thread late; what counts is whether everything was listening and read at T0.
+        # A busy node may wake this thread late; what counts is whether everything was listening and read at T0. How late
+        # it woke is how exactly the nodes of a run start together.
+        opened_s = max(0.0, time.monotonic() - self._t0_monotonic)
         self._late_s = max(0.0, armed - self._t0_monotonic)
         self._look()
         self._phase("capturing")
-        self.journal.emit("window", t0=utc(self._window.t0), late_s=round(self._late_s, 6))
+        self.journal.emit("window", t0=utc(self._window.t0), late_s=round(self._late_s, 6), opened_s=round(opened_s, 6))
         watch = bounds.Watch(
             self.plan.bounds, self.workspace.directory, self.workspace.size_bytes, self._tick, self._exceeded
         )

@@ -232,7 +232,7 @@ def test_the_skew_of_the_windows_is_told_with_its_error() -> None:
     events = [start("a", "b", "c")]
     for node, error_s, late_s in (("a", 0.002, 0.0004), ("b", 0.001, 0.0), ("c", 0.0005, 0.0001)):
         events.append(at(node, "node-clock", offset_s=90.0, error_s=error_s))
-        events.append(at(node, "window", t0=TIME, late_s=late_s))
+        events.append(at(node, "window", t0=TIME, late_s=0.0, opened_s=late_s))
     skew = fold(events).skew
     assert skew is not None
     assert skew.nodes == 3
