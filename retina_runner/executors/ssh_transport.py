@@ -127,8 +127,19 @@ class _Overheard:
         self.said += found[: _OVERHEARD_BYTES - len(self.said)]
         return found
 
+    def send(self, data: bytes) -> int:
+        try:
+            sent: int = self.sock.send(data)
+        except TimeoutError:
+            raise
+        except OSError:
+            self.closed_there = True
+            raise
+        return sent
+
     def stop(self) -> None:
-        self.recv = self.sock.recv  # type: ignore[method-assign]  # from now on at full speed
+        # From now on at full speed.
+        self.recv, self.send = self.sock.recv, self.sock.send  # type: ignore[method-assign]
 
 
 # -- algorithms -------------------------------------------------------------------------------------------------------
