@@ -15,8 +15,8 @@ settings.register_profile("judged", derandomize=True, deadline=None, database=No
 settings.register_profile("searching", deadline=None)
 settings.load_profile("judged" if os.environ.get("CI") else "searching")
 
-ASKED_FOR = ("ansible", "cluster", "prometheus", "storage")
-"""Markers of tests that need more than Debian's packages: they run where `-m` names them, whatever else it says."""
+ASKED_FOR = ("ansible", "cluster", "fleet100", "prometheus", "storage")
+"""Markers of tests that need more than Debian's packages, or long: they run where `-m` names them, whatever else it says."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

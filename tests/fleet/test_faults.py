@@ -54,13 +54,13 @@ def gone(fleet: Fleet, *numbers: int) -> None:
 def test_a_dead_node_fails_alone(fleet: Fleet, tmp_path: Path) -> None:
     fleet.cut(3)
     try:
-        run = begin(fleet, tmp_path, RUNBOOK, [1, 2, 3, 4], ansible_ssh_timeout="4")
+        run = begin(fleet, tmp_path, RUNBOOK, list(fleet.every_node()), ansible_ssh_timeout="4")
         assert run.end() == 3, run.events
     finally:
         fleet.heal(3)
     (failed,) = run.all("node-failed")
     assert (failed["id"], "unreachable" in failed["why"]) == ("n3", True)
-    assert state(run) == {"n1": "collected", "n2": "collected", "n3": "failed", "n4": "collected"}
+    assert state(run) == {f"n{n}": "failed" if n == 3 else "collected" for n in fleet.every_node()}
 
 
 def test_a_full_disk_on_a_node_is_that_node_s_trouble(fleet: Fleet, tmp_path: Path) -> None:
