@@ -30,7 +30,7 @@ EXIT_CODES: dict[Exit, str] = {
     Exit.OK: "everything asked for was collected (for `verify`: every archive is intact)",
     Exit.BUG: "a bug in retina-run (a Python traceback); for `verify` alone: an archive is damaged",
     Exit.UNTOUCHED: "nothing was touched: usage, validation, no node matched, or a node can't do what the plan asks",
-    Exit.SOME_FAILED: "ended, but some node or collector failed",
+    Exit.SOME_FAILED: "ended, but some node or collector failed, or was cut short",
     Exit.NONE_SUCCEEDED: "ended, and no node succeeded",
     Exit.NOT_UPLOADED: "collected, but not uploaded; the archives are kept and the message says where",
     Exit.LOSSY: "collected, but lossy, and the runbook says `fail_on_loss: true`",

@@ -71,10 +71,12 @@ class NodeReport:
     """One plan on one node. Bytes, packets and drops are the newest that are known.
 
     `reach` is what a later runner needs to get there again (inventory.Connection as an object); None for this machine.
-    `offset_s` is the node's clock minus the runner's, wrong by `offset_error_s` at most. Once its window
-    has `opened`: `late_s` is how long after T0, in the node's own clock, all its collectors were armed, and `opened_s` how
-    long after T0 it first looked at them. A frozen window of a ring is a row of its own, whose id
-    is the node's with `#` and the event's name; its `trigger` says what froze it.
+    `offset_s` is the node's clock minus the runner's, wrong by `offset_error_s` at most. Once its window has `opened`:
+    `late_s` is how long after T0, in the node's own clock, all its collectors were armed, and `opened_s` how long after T0
+    it first looked at them. `cut_short` says why its window was ended before its time, if it was.
+
+    A frozen window of a ring is a row of its own, whose id is the node's with `#` and the event's name; its `trigger` says
+    what froze it.
     """
 
     id: str
@@ -92,6 +94,7 @@ class NodeReport:
     free_bytes: int | None = None
     late_s: float = 0.0
     opened_s: float = 0.0
+    cut_short: str = ""
     opened: bool = False
     offset_s: float | None = None
     offset_error_s: float | None = None
@@ -275,7 +278,7 @@ def _on_node(node: NodeReport, kind: str, event: Mapping[str, Any]) -> NodeRepor
             return replace(
                 node, verdict=event["verdict"], reasons=tuple(event["reasons"]), size_bytes=event["size_bytes"],
                 sha256=event["sha256"], packets=event.get("packets", node.packets), dropped=event.get("dropped", node.dropped),
-                cost=Cost(**event["cost"]) if "cost" in event else node.cost,
+                cost=Cost(**event["cost"]) if "cost" in event else node.cost, cut_short=event.get("cut_short", ""),
             )  # fmt: skip
         case "recording":
             return replace(node, state="fetching", trigger=event["trigger"])
@@ -338,9 +341,10 @@ def _settled(node: NodeReport) -> NodeReport:
 def exit_code(report: RunReport) -> Exit:
     """The exit status that a run's events amount to. The first that holds, in this order:
 
-    interrupted; nothing was started anywhere; no node has an archive; some node or collector failed; some archive isn't
-    stored where the runbook says; some archive isn't complete though the runbook says `fail_on_loss`; something isn't as
-    `expect` says. Nodes whose condition (`when`) wasn't met had nothing to do.
+    interrupted; nothing was started anywhere; no node has an archive; some node or collector failed, or somebody else (who
+    drained the node, say) ended its window early; some archive isn't stored where the runbook says; some archive isn't
+    complete though the runbook says `fail_on_loss`; something isn't as `expect` says. Nodes whose condition (`when`) wasn't
+    met had nothing to do.
     """
     if report.interrupted:
         return Exit.TERMINATED if report.interrupted in ("SIGTERM", "DEADLINE") else Exit.INTERRUPTED
@@ -349,7 +353,7 @@ def exit_code(report: RunReport) -> Exit:
     busy = [n for n in report.nodes if n.state != "skipped"]
     if busy and not any(n.archive for n in busy):
         return Exit.NONE_SUCCEEDED if len(busy) == len(report.nodes) else Exit.SOME_FAILED
-    if any(n.state != "collected" for n in busy):
+    if any(n.state != "collected" or n.cut_short for n in busy):
         return Exit.SOME_FAILED
     if any(u.state == "failed" for n in report.nodes for u in n.uploads):
         return Exit.NOT_UPLOADED

@@ -558,8 +558,9 @@ class Session:
             "peak_rss_bytes": max(own.ru_maxrss, children.ru_maxrss) * 1024,
             "waits": own.ru_nvcsw + children.ru_nvcsw,
         }
-        self.journal.emit("archive", name=made.path.name, size_bytes=made.size_bytes, sha256=made.sha256,
-                          verdict=verdict, reasons=reasons, packets=packets, dropped=dropped, cost=cost)  # fmt: skip
+        cut_short = {"cut_short": str(self.stop.reason)} if self._cut_by_request() else {}
+        self.journal.emit("archive", name=made.path.name, size_bytes=made.size_bytes, sha256=made.sha256, verdict=verdict,
+                          reasons=reasons, packets=packets, dropped=dropped, cost=cost, **cut_short)  # fmt: skip
 
     def _give_back_ballast(self) -> None:
         try:
@@ -567,13 +568,17 @@ class Session:
         except FileNotFoundError:
             pass
 
+    def _cut_by_request(self) -> bool:
+        """Whether somebody ended the window: the runner, or whoever shuts the node down."""
+        return self._window is not None and self._window.duration_s < self.plan.duration_s and not self._done
+
     def _judge_window(self) -> None:
         """What befell the whole window lowers every artefact's verdict."""
         if not self.record.verdicts:
             self.record.verdicts.append(Verdict("manifest.json", COMPLETE))
         assert self._window is not None
         for verdict in self.record.verdicts:
-            if self._window.duration_s < self.plan.duration_s and not self._done:
+            if self._cut_by_request():
                 verdict.lower(
                     PARTIAL, f"{self._window.duration_s:.1f} of {self.plan.duration_s:.0f} s: {self.stop.reason}"
                 )

@@ -77,6 +77,13 @@ def interrupted(name: str) -> Event:
     return {"event": "interrupted", "time": TIME, "signal": name, "remains": []}
 
 
+def cut_short(node: str) -> list[Event]:
+    """As it is when the node is drained, or shut down."""
+    return [
+        {**e, "cut_short": "stopped by request"} if e["event"] == "archive" else e for e in delivered(node, "partial")
+    ]
+
+
 CASES: dict[str, tuple[Sequence[Event], Exit]] = {
     "all collected": ([start("a", "b"), *delivered("a"), *delivered("b")], Exit.OK),
     "nobody could be reached": ([start("a", "b"), *unreachable("a"), *unreachable("b")], Exit.UNTOUCHED),
@@ -85,6 +92,8 @@ CASES: dict[str, tuple[Sequence[Event], Exit]] = {
     "one of two unreachable": ([start("a", "b"), *delivered("a"), *unreachable("b")], Exit.SOME_FAILED),
     "a collector failed": ([start("a"), *delivered("a", status="failed")], Exit.SOME_FAILED),
     "a collector was skipped": ([start("a"), *delivered("a", status="skipped")], Exit.OK),
+    "a node's window was ended early": ([start("a", "b"), *delivered("a"), *cut_short("b")], Exit.SOME_FAILED),
+    "Ctrl-C ends the windows early": ([start("a"), interrupted("SIGINT"), *cut_short("a")], Exit.INTERRUPTED),
     "not stored": ([start("a"), *delivered("a"), upload("a", "failed")], Exit.NOT_UPLOADED),
     "stored in one place of two": ([start("a"), *delivered("a"), upload("a", "failed", "x"), upload("a", "stored", "y")],
                                    Exit.NOT_UPLOADED),

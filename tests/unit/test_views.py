@@ -57,7 +57,7 @@ b: left on the node: /var/tmp/b
 to remove what is left: retina-run cleanup runs/q
 
 run directory: runs/q
-exit status 3: ended, but some node or collector failed"""
+exit status 3: ended, but some node or collector failed, or was cut short"""
 
 
 def test_the_table_says_what_is_there_what_is_not_and_what_to_do_next() -> None:
