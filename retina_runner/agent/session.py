@@ -84,8 +84,13 @@ class Stop:
 
     def wait(self, seconds: float) -> bool:
         """Sleep until then or until a request; whether there is one."""
-        if self._reason is None and seconds > 0:
-            select.select([self._read], [], [], seconds)
+        until = time.monotonic() + seconds
+        while self._reason is None and (left := until - time.monotonic()) > 0:
+            if select.select([self._read], [], [], left)[0] and self._reason is None:
+                # A signal whose handler has yet to run, in the main thread: which must wake, so no other takes its byte.
+                if threading.current_thread() is threading.main_thread():
+                    os.read(self._read, 1)
+                time.sleep(0.001)
         return self._reason is not None
 
     def on_signals(self) -> None:
@@ -93,6 +98,9 @@ class Stop:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda n, frame: self.request("stopped by request"))
+        # The kernel may give the signal to any thread (while the main one begins another, it takes none): Python notes it
+        # there, and nothing would wake the main thread, which alone runs handlers, out of `wait`.
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
 
 
 class Session:
@@ -111,6 +119,7 @@ class Session:
         self._reference_t0 = 0.0
         self._base = ""
         self._late_s = 0.0
+        self._limited = False
         self._rehearsal_s = 0.0
         self._t0_monotonic = 0.0
         self._host: Dict[str, Any] = {**facts.system(), "tools": {}}
@@ -519,6 +528,7 @@ class Session:
 
     def _exceeded(self, limit: str, why: str) -> None:
         self.journal.emit("limit", limit=limit, why=why)
+        self._limited = True
         self.stop.request(why)
 
     # -- after the window --------------------------------------------------------------------------------------------
@@ -558,7 +568,8 @@ class Session:
             "peak_rss_bytes": max(own.ru_maxrss, children.ru_maxrss) * 1024,
             "waits": own.ru_nvcsw + children.ru_nvcsw,
         }
-        cut_short = {"cut_short": str(self.stop.reason)} if self._cut_by_request() else {}
+        # A bound that the runbook sets is what it asks for; a request comes from the runner, or from who shuts the node down.
+        cut_short = {"cut_short": str(self.stop.reason)} if self._ended_early() and not self._limited else {}
         self.journal.emit("archive", name=made.path.name, size_bytes=made.size_bytes, sha256=made.sha256, verdict=verdict,
                           reasons=reasons, packets=packets, dropped=dropped, cost=cost, **cut_short)  # fmt: skip
 
@@ -568,8 +579,7 @@ class Session:
         except FileNotFoundError:
             pass
 
-    def _cut_by_request(self) -> bool:
-        """Whether somebody ended the window: the runner, or whoever shuts the node down."""
+    def _ended_early(self) -> bool:
         return self._window is not None and self._window.duration_s < self.plan.duration_s and not self._done
 
     def _judge_window(self) -> None:
@@ -578,7 +588,7 @@ class Session:
             self.record.verdicts.append(Verdict("manifest.json", COMPLETE))
         assert self._window is not None
         for verdict in self.record.verdicts:
-            if self._cut_by_request():
+            if self._ended_early():
                 verdict.lower(
                     PARTIAL, f"{self._window.duration_s:.1f} of {self.plan.duration_s:.0f} s: {self.stop.reason}"
                 )
