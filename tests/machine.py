@@ -29,12 +29,13 @@ mount -t tmpfs tmpfs "$scratch"
 mkdir "$scratch/upper" "$scratch/work" "$scratch/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$scratch/upper,workdir=$scratch/work" "$scratch/root"
 cd "$scratch/root"
-for folder; do mkdir -p ".$folder"; mount --rbind "$folder" ".$folder"; done
 for folder in run tmp var/tmp var/lib; do mount -t tmpfs -o mode=1777 tmpfs $folder; done
+for folder; do mkdir -p ".$folder"; mount --bind "$folder" ".$folder"; mount -o remount,bind,ro ".$folder"; done
 mount --rbind /dev dev; mount -t proc proc proc; mount -t sysfs sysfs sys; mount -t cgroup2 cgroup2 sys/fs/cgroup
 : > etc/fstab
 rm -rf etc/systemd/system/*.wants etc/cron.d/* var/spool/cron/crontabs/*
-for unit in systemd-udevd systemd-udevd-kernel systemd-udevd-control systemd-modules-load systemd-sysctl systemd-binfmt; do
+for unit in systemd-udevd systemd-udevd-kernel systemd-udevd-control systemd-modules-load systemd-sysctl systemd-binfmt \
+    systemd-tmpfiles-setup systemd-tmpfiles-clean; do
     ln -sf /dev/null etc/systemd/system/$unit.service
 done
 printf '%s' "$TARGET" > etc/systemd/system/tests.target
@@ -68,7 +69,7 @@ class Machine:
             "-c",
             BOOT,
         ]
-        # What the runner needs may lie on a file system that the overlay of / doesn't show.
+        # What the runner needs may lie on a file system that the overlay of / doesn't show, or below /tmp. Only to be read.
         seen = sorted({str(REPOSITORY), sys.prefix, sys.base_prefix} - {"/usr", "/"})
         self._unshare = subprocess.Popen(
             [*argv, "boot", str(self._scratch), *seen], env={**os.environ, "TARGET": TARGET}, stdin=subprocess.DEVNULL
