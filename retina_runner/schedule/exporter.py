@@ -28,8 +28,10 @@ def service(schedule: Schedule, listen: str) -> str:
             "Restart=on-failure",
             "RestartSec=10",
             *bounds(schedule.cpu_percent, schedule.memory_bytes),
-            # Its scratch folder goes with the service, however it ends.
-            "PrivateTmp=yes",
+            # Its scratch folder goes with the service, however it ends. (A /tmp of its own could hide the runbook.)
+            f"RuntimeDirectory={schedule.unit}-exporter",
+            "RuntimeDirectoryMode=0700",
+            f"Environment=TMPDIR=/run/{schedule.unit}-exporter",
             *hardening((), schedule.tunables),
             "",
             "[Install]",
