@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
+from retina_runner.agent.recorder import Freeze
 from retina_runner.executors import Clock
 
 
@@ -190,11 +191,7 @@ class Duties(Generic[T]):
 
 
 def told(order: Order) -> dict[str, Any]:
-    """As nodes tell it (agent/recorder.py), for a node that doesn't."""
-    from retina_runner.agent.context import utc
-
-    return {
-        "stamp": order.stamp, "node": order.node, "condition": order.condition, "values": dict(order.values),
-        "instant": utc(order.instant), "instant_node": utc(order.instant), "before_s": round(order.instant - order.start, 6),
-        "after_s": round(order.end - order.instant, 6), "alone": "",
-    }  # fmt: skip
+    """As nodes tell it, for a node that doesn't."""
+    return Freeze(
+        order.stamp, order.node, order.condition, order.values, order.instant, order.instant, order.start, order.end
+    ).told()

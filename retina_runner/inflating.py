@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import sys
 import zlib
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from retina_runner.errors import ArchiveError
 
@@ -22,13 +22,6 @@ _TAR_RECORD, _TAR_END = 10240, 1024
 
 class Damaged(Exception):
     """What is wrong with an archive, in words."""
-
-
-class _Stream(Protocol):
-    """A decompressor that gives no more than it is asked for: zlib's, and zstd's of the standard library."""
-
-    eof: bool
-    unused_data: bytes
 
 
 class Inflater(io.RawIOBase):

@@ -6,7 +6,6 @@ Runs in the supervisor. It trusts nothing of the dead worker's memory, only its 
 from __future__ import annotations
 
 import json
-import time
 from typing import List
 
 from retina_runner.agent import facts, manifest
@@ -14,6 +13,7 @@ from retina_runner.agent.archive import ArchiveWriter
 from retina_runner.agent.context import PARTIAL, Record, Verdict
 from retina_runner.agent.pcap import inspect
 from retina_runner.agent.plan import Plan
+from retina_runner.agent.recorder import stamp_of
 from retina_runner.agent.workspace import Journal, Workspace, read_events
 
 
@@ -41,7 +41,7 @@ def _pack(workspace: Workspace, plan: Plan, why: str, journal: Journal) -> None:
     if workspace.release.exists():
         release = json.loads(workspace.release.read_bytes())
     t0, reference = float(release["t0"] or 0), float(release["reference_t0"] or 0)
-    base = f"{plan.prefix}-{time.strftime('%Y%m%d%H%M%S', time.gmtime(reference))}UTC"
+    base = f"{plan.prefix}-{stamp_of(reference)}UTC"
     whole = {str(e["name"]) for e in read_events(workspace.events) if e["event"] == "frozen"}
     for stale in workspace.archive.iterdir():
         if stale.name not in whole:

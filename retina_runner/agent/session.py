@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from retina_runner.agent import bounds, collectors, conditions, counters, facts, manifest, symptoms
-from retina_runner.agent.archive import ArchiveWriter
+from retina_runner.agent.archive import ArchiveInfo, ArchiveWriter
 from retina_runner.agent.clock import NodeClock
 from retina_runner.agent.context import COMPLETE, PARTIAL, Context, Gap, Record, Verdict, Window, utc, worst
 from retina_runner.agent.counters import Snapshot
 from retina_runner.agent.framing import Framing, GzipFraming, framing_of
 from retina_runner.agent.plan import Entry, Plan
 from retina_runner.agent.process import MissingTool
-from retina_runner.agent.recorder import Freeze, Recorder, Rings, Terms
+from retina_runner.agent.recorder import Freeze, Recorder, Rings, Terms, stamp_of
 from retina_runner.agent.workspace import Journal, Workspace
 
 RELEASE_POLL_S = 0.05
@@ -312,9 +312,7 @@ class Session:
             self._active = [a for a in self._active if a[0].id != entry.id]
 
     def _status(self, entry: Entry, status: str, why: str = "", hint: str = "") -> None:
-        # What the runner brought along is no wish of the runbook's; whether it was used is in the capabilities.
-        options = {name: value for name, value in entry.options.items() if name != "bytecode"}
-        known = self.record.collectors.setdefault(entry.id, {"name": entry.name, "options": options})
+        known = self.record.collectors.setdefault(entry.id, {"name": entry.name, "options": _wished(entry)})
         if status == "done" and known.get("status") in ("failed", "skipped", "partial"):
             return  # an earlier hook's trouble outlasts a later one's success
         known["status"] = status
@@ -351,7 +349,7 @@ class Session:
         self._t0_monotonic = time.monotonic() + (t0 - time.time())
         if time.monotonic() >= self._t0_monotonic + self.plan.duration_s:
             raise Failed(f"the window was over before this node was told of it (T0 {utc(t0)}, now {utc()})")
-        self._base = f"{self.plan.prefix}-{time.strftime('%Y%m%d%H%M%S', time.gmtime(reference_t0))}UTC"
+        self._base = f"{self.plan.prefix}-{stamp_of(reference_t0)}UTC"
         framing = self._framing()
         path = self.workspace.archive / f"{self._base}{framing.ending}"
         self._writer = ArchiveWriter(path, self._base, mtime=reference_t0, framing=framing)
@@ -470,7 +468,7 @@ class Session:
             context = Context(entry.id, entry.options, out, own.raw, record, self.journal.emit)
             context.window, context.base, context.open_member = window, base, writer.open_member
             context.intervals_ns = lambda: ((round(freeze.start * 1e6) * 1000, round(freeze.end * 1e6) * 1000),)
-            record.collectors[entry.id] = {"name": entry.name, "options": dict(entry.options)}
+            record.collectors[entry.id] = {"name": entry.name, "options": _wished(entry)}
             collector.record(context)
             record.collectors[entry.id]["status"] = "done"
         delta = json.dumps({"format": 1, "counters": moved}, indent=1) + "\n"
@@ -495,14 +493,7 @@ class Session:
                 planned_s=self.plan.document["trigger"]["before_s"] + self.plan.document["trigger"]["after_s"],
             )
         )  # fmt: skip
-        self.journal.emit(
-            "frozen", name=made.path.name, size_bytes=made.size_bytes, sha256=made.sha256,
-            verdict=worst([v.verdict for v in record.verdicts]),
-            reasons=[f"{v.artefact}: {r}" for v in record.verdicts for r in v.reasons],
-            packets=sum(record.packets.values()),
-            dropped=sum(n for v in record.verdicts for k, n in v.counts.items() if k.startswith("dropped_by_")),
-            trigger=freeze.told(),
-        )  # fmt: skip
+        self.journal.emit("frozen", **_sealed(made, record), trigger=freeze.told())
 
     def _cut_short(self) -> None:
         elapsed = max(0.0, time.monotonic() - self._t0_monotonic)
@@ -558,20 +549,15 @@ class Session:
         for path in sorted(p for p in self.workspace.out.rglob("*") if p.is_file()):
             self._writer.add_file(str(path.relative_to(self.workspace.out)), path)
         made = self._writer.finish(self._manifest)
-        verdict = worst([v.verdict for v in self.record.verdicts])
-        reasons = [f"{v.artefact}: {r}" for v in self.record.verdicts for r in v.reasons]
-        packets = sum(self.record.packets.values())
-        dropped = sum(n for v in self.record.verdicts for k, n in v.counts.items() if k.startswith("dropped_by_"))
-        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = self._cost()
         cost = {
-            "cpu_s": round(own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime, 3),
-            "peak_rss_bytes": max(own.ru_maxrss, children.ru_maxrss) * 1024,
-            "waits": own.ru_nvcsw + children.ru_nvcsw,
+            "cpu_s": round(used.cpu_s, 3),
+            "peak_rss_bytes": max(used.peak_rss_bytes, used.peak_child_rss_bytes),
+            "waits": sum(resource.getrusage(who).ru_nvcsw for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)),
         }
         # A bound that the runbook sets is what it asks for; a request comes from the runner, or from who shuts the node down.
         cut_short = {"cut_short": str(self.stop.reason)} if self._ended_early() and not self._limited else {}
-        self.journal.emit("archive", name=made.path.name, size_bytes=made.size_bytes, sha256=made.sha256, verdict=verdict,
-                          reasons=reasons, packets=packets, dropped=dropped, cost=cost, **cut_short)  # fmt: skip
+        self.journal.emit("archive", **_sealed(made, self.record), cost=cost, **cut_short)
 
     def _give_back_ballast(self) -> None:
         try:
@@ -616,6 +602,22 @@ class Session:
             peak_child_rss_bytes=children.ru_maxrss * 1024,
             rehearsal_s=self._rehearsal_s,
         )
+
+
+def _wished(entry: Entry) -> Dict[str, Any]:
+    """An entry's options as the runbook has them. What the runner brought along is in the capabilities, if it was used."""
+    return {name: value for name, value in entry.options.items() if name != "bytecode"}
+
+
+def _sealed(made: ArchiveInfo, record: Record) -> Dict[str, Any]:
+    """What events say of a finished archive and of what is in it."""
+    return {
+        "name": made.path.name, "size_bytes": made.size_bytes, "sha256": made.sha256,
+        "verdict": worst([v.verdict for v in record.verdicts]),
+        "reasons": [f"{v.artefact}: {r}" for v in record.verdicts for r in v.reasons],
+        "packets": sum(record.packets.values()),
+        "dropped": sum(n for v in record.verdicts for k, n in v.counts.items() if k.startswith("dropped_by_")),
+    }  # fmt: skip
 
 
 def _told(numbers: Dict[str, Any]) -> str:

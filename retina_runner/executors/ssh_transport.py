@@ -26,14 +26,7 @@ _OVERHEARD_BYTES = 512
 RSA_BITS = 1024
 _SLOW = ("-ctr", "-cbc")
 """paramiko computes these ciphers' MACs in Python: AES-GCM, several times faster, is asked for first."""
-_MOST_WANTED_KEYS = (
-    "ssh-ed25519",
-    "ecdsa-sha2-nistp256",
-    "ecdsa-sha2-nistp384",
-    "ecdsa-sha2-nistp521",
-    "rsa-sha2-512",
-    "rsa-sha2-256",
-)
+_MOST_WANTED_KEYS = SIGNATURES
 """Host keys in OpenSSH's order, and like OpenSSH without those of SHA-1 unless HostKeyAlgorithms adds them."""
 
 

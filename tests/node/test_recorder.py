@@ -196,3 +196,19 @@ def test_a_trigger_that_is_none_is_refused_with_its_place(lab: Lab, tmp_path: Pa
     assert "trigger.condition" in said
     assert "delta takes names in quotes" in said
     assert "after_s" in said
+
+
+def test_what_the_runner_brought_along_is_not_among_a_recording_s_options(lab: Lab, tmp_path: Path) -> None:
+    """The first run compiles, the second is brought the programs: their bytes are no wish of the runbook's."""
+    for name in ("compiles", "is brought them"):
+        folder = tmp_path / name
+        folder.mkdir()
+        run = Run(runbook().replace("iptables]", "{ebpf: {plugins: [packetforward]}}]"), folder, netns=lab.b)
+        run.wait_for("window")
+        lab.send("10.93.0.2", 53, 1)
+        run.wait_for("frozen")
+        assert run.end() == 0, run.events
+        (recording,) = recordings(run)
+        assert recording.manifest["collectors"]["ebpf"]["options"]["plugins"] == ["packetforward"]
+        assert "bytecode" not in recording.manifest["collectors"]["ebpf"]["options"]
+    assert list((tmp_path / "cache/retina-run/bytecode").glob("*.json")), "the second run had something to bring"
