@@ -14,16 +14,12 @@ from retina_runner.executors import Clock, LinkLost, LinkRefused
 from retina_runner.executors.kubernetes import objects
 from retina_runner.executors.kubernetes.api import STDERR, STDOUT, Denied, Exec
 from retina_runner.executors.kubernetes.session import Session
+from retina_runner.executors.kubernetes.waiting import ended, permission_hint, running, unfit, wait_for_pod
 from retina_runner.executors.local import answer_of
 
 FOLLOW_S, STALL_S, POLL_S = 20.0, 60.0, 0.2
 PINGS = 7
 GONE_S = 60.0
-HOPELESS = (
-    "ErrImageNeverPull", "InvalidImageName", "ImagePullBackOff", "ImageInspectError", "CreateContainerConfigError",
-    "CreateContainerError", "RunContainerError", "StartError", "CrashLoopBackOff",
-)  # fmt: skip
-"""Reasons of the kubelet for a container that waits, which waiting doesn't cure."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +86,9 @@ class PodLink:
             return
         try:
             self._session.create(self._job, agent)
-            self._pod = self._wait_for_pod()
+            self._pod = wait_for_pod(self._session, self._to.namespace, self._to.job, self._ready_timeout_s)
         except Denied as denied:
-            raise LinkRefused(f"Job {self._to.job}", str(denied), _permission(denied)) from None
+            raise LinkRefused(f"Job {self._to.job}", str(denied), permission_hint(denied)) from None
         except BaseException:
             self._discard()
             raise
@@ -105,51 +101,8 @@ class PodLink:
                 if running(pod):
                     return str(pod["metadata"]["name"])
         except Denied as denied:
-            raise LinkRefused(f"Job {self._to.job}", str(denied), _permission(denied)) from None
+            raise LinkRefused(f"Job {self._to.job}", str(denied), permission_hint(denied)) from None
         return ""
-
-    def _wait_for_pod(self) -> str:
-        """The pod's name, when its container runs. Raises LinkRefused with the scheduler's or the kubelet's own reason."""
-        began, asked = time.monotonic(), 0.0
-        while True:
-            pod = self._session.pod(self._to.namespace, self._to.job)
-            if pod is not None:
-                if running(pod):
-                    return str(pod["metadata"]["name"])
-                why = hopeless(pod)
-                if why:
-                    raise self._refused(why)
-            left = began + self._ready_timeout_s - time.monotonic()
-            if left <= 0:
-                raise self._refused(self._reason(pod), f"not running after {self._ready_timeout_s:.0f} s: ")
-            if pod is None and time.monotonic() - max(asked, began) > 2.0:
-                asked = time.monotonic()
-                refusal = self._refusal_of_the_job()
-                if refusal:
-                    raise LinkRefused(f"Job {self._to.job}", refusal, _admission_hint(refusal, self._to.namespace))
-            self._session.wait_for_change(self._to.namespace, self._to.job, pod, min(left, 1.0))
-
-    def _refused(self, why: str, prefix: str = "") -> LinkRefused:
-        return LinkRefused(f"pod of Job {self._to.job}", prefix + why, _image_hint(why))
-
-    def _refusal_of_the_job(self) -> str:
-        """Why the Job controller can't make the pod: quotas, PodSecurity, a service account that isn't there."""
-        for event in self._session.events_of(self._to.namespace, "Job", self._to.job):
-            if event.get("reason") == "FailedCreate":
-                return str(event.get("message"))
-        return ""
-
-    def _reason(self, pod: Mapping[str, Any] | None) -> str:
-        if pod is None:
-            return self._refusal_of_the_job() or "the Job has no pod yet"
-        for condition in pod["status"].get("conditions") or []:
-            if condition["type"] == "PodScheduled" and condition["status"] != "True":
-                return f"{condition.get('reason')}: {condition.get('message')}"
-        events = self._session.events_of(self._to.namespace, "Pod", str(pod["metadata"]["name"]))
-        warnings = [e for e in events if e.get("type") == "Warning"] or events
-        if warnings:
-            return f"{warnings[-1].get('reason')}: {warnings[-1].get('message')}"
-        return f"phase {pod['status'].get('phase')}"
 
     def _look(self) -> None:
         """Raise LinkRefused when the pod can't answer any more, with the reason."""
@@ -298,7 +251,7 @@ class PodLink:
             )
         except Denied as denied:
             if denied.status == 403:
-                raise LinkRefused(f"pod {self._pod}", str(denied), _permission(denied)) from None
+                raise LinkRefused(f"pod {self._pod}", str(denied), permission_hint(denied)) from None
             self._look()
             raise LinkLost(f"exec: {denied}") from None
         except LinkLost:
@@ -311,7 +264,7 @@ class PodLink:
         try:
             self._session.delete(to.namespace, to.job)
         except Denied as denied:
-            raise LinkRefused(f"Job {to.job}", str(denied), _permission(denied)) from None
+            raise LinkRefused(f"Job {to.job}", str(denied), permission_hint(denied)) from None
         deadline = time.monotonic() + GONE_S
         while (pod := self._session.pod(to.namespace, to.job)) is not None and time.monotonic() < deadline:
             self._session.wait_for_change(to.namespace, to.job, pod, 1.0)
@@ -327,62 +280,3 @@ def _line(process: Exec, limit_s: float) -> bytes:
             raise LinkLost("clock: no answer")
         line += got[1] if got[0] == STDOUT else b""
     return line
-
-
-def running(pod: Mapping[str, Any]) -> bool:
-    """Whether the agent's container runs now, also in a pod that is about to end."""
-    return any("running" in (s.get("state") or {}) for s in pod["status"].get("containerStatuses") or [])
-
-
-def hopeless(pod: Mapping[str, Any]) -> str:
-    """Why the container will never run; empty while there is hope."""
-    if pod["status"].get("phase") in ("Failed", "Succeeded"):
-        return ended(pod)
-    for status in pod["status"].get("containerStatuses") or []:
-        waiting = (status.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") in HOPELESS:
-            return f"{waiting['reason']}: {waiting.get('message') or 'no message'}"
-    return ""
-
-
-def ended(pod: Mapping[str, Any]) -> str:
-    """How a pod that doesn't run has ended."""
-    status = pod["status"]
-    for container in status.get("containerStatuses") or []:
-        over = (container.get("state") or {}).get("terminated")
-        if over:
-            why = ": ".join(str(p) for p in (over.get("reason"), (over.get("message") or "").strip()[:500]) if p)
-            return f"its container has ended with {over.get('exitCode')}" + (f" ({why})" if why else "")
-    return (
-        ": ".join(str(p) for p in (status.get("reason"), status.get("message")) if p) or f"phase {status.get('phase')}"
-    )
-
-
-def unfit(node: Mapping[str, Any]) -> str:
-    """Why a node can't do it; empty when it can. Cordoned and tainted ones can: the pod tolerates that."""
-    system = (node["metadata"].get("labels") or {}).get("kubernetes.io/os", "linux")
-    if system != "linux":
-        return f"it runs {system}; the agent needs Linux"
-    for condition in node["status"].get("conditions") or []:
-        if condition["type"] == "Ready" and condition["status"] != "True":
-            return f"not ready: {condition.get('reason')}: {condition.get('message')}"
-    return ""
-
-
-def _permission(denied: Denied) -> str:
-    return "deploy/rbac.yaml has the rights that retina-run needs" if denied.status in (401, 403) else ""
-
-
-def _admission_hint(why: str, namespace: str) -> str:
-    if "PodSecurity" in why:
-        return (
-            f"choose a namespace for the Jobs that allows it (job: namespace: …), or: kubectl label namespace {namespace} "
-            "pod-security.kubernetes.io/enforce=privileged --overwrite"
-        )
-    return ""
-
-
-def _image_hint(why: str) -> str:
-    return (
-        "image: must name an image that the node can get; images/node/Containerfile makes one" if "Image" in why else ""
-    )
