@@ -31,7 +31,8 @@ LOOKS_MOST = 30
 
 @dataclass(frozen=True)
 class Terms:
-    """`trigger` of a plan; seconds. `count` recordings at most, each followed by `cooldown_s` of not looking."""
+    """`trigger` of a plan; seconds. `count` recordings at most, each followed by `cooldown_s` of not looking. A plan
+    without a runner has no `patience_s`: its node waits for nobody."""
 
     condition: conditions.Condition
     every_s: float
@@ -165,7 +166,8 @@ class Recorder:
     def _decide_alone(self, now: float, stopped: Optional[str]) -> None:
         if self._own is None or (now < self._own_until and not stopped):
             return
-        why = stopped or f"the runner didn't answer for {self.terms.patience_s:g} s"
+        patience_s = self.terms.patience_s
+        why = stopped or (f"the runner didn't answer for {patience_s:g} s" if patience_s else "there is no runner")
         self._taken.add(self._own.stamp)
         self._pending.append((now, replace(self._own, why_alone=why)))
         self._own = None

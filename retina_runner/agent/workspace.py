@@ -139,15 +139,28 @@ class Journal:
 
 def read_events(path: Path) -> Iterator[Dict[str, Any]]:
     """The whole events of a journal, in order; a line cut short by a full disk is passed over."""
-    try:
-        with open(str(path), "rb") as file:
-            lines: List[bytes] = file.read().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return
-    for line in lines:
+    yield from Reader(path).news()
+
+
+class Reader:
+    """Reads a journal as it grows: a long window's has a line a second, too many to read all of them again each time."""
+
+    def __init__(self, path: Path):
+        self._path, self._offset = path, 0
+
+    def news(self) -> Iterator[Dict[str, Any]]:
+        """The whole events that weren't there the last time, in order."""
         try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict):
-            yield entry
+            with open(str(self._path), "rb") as file:
+                file.seek(self._offset)
+                lines: List[bytes] = file.read().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return
+        self._offset += sum(len(line) + 1 for line in lines)
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                yield entry

@@ -84,6 +84,8 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print the plans themselves, as the agents would read them")
     plan.add_argument("--manifests", action="store_true",
                       help="print the Jobs of a cluster's nodes, for kubectl apply; each begins when its pod is ready")  # fmt: skip
+    plan.add_argument("--run-id", metavar="ID",
+                      help="with --manifests: a part of all names, so that the same can be captured again")  # fmt: skip
 
     hosts = verb("inventory", "show hosts, how each is reached, and where every value was said", "inventory")
     hosts.add_argument("pattern", nargs="?", default="all", metavar="PATTERN", help="a host pattern: web:&eu:!canary")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from retina_runner import planning
 from retina_runner.agent import facts, process
-from retina_runner.cli.resolve import Resolved, resolve, work_directory_of
+from retina_runner.cli.resolve import Resolved, host_shelves, resolve, work_directory_of
 from retina_runner.errors import Exit, UsageError
 from retina_runner.executors.kubernetes import standalone
 from retina_runner.executors.kubernetes.link import PodReach
@@ -18,6 +19,13 @@ from retina_runner.units import format_size
 
 
 def main(chosen: argparse.Namespace) -> int:
+    if chosen.run_id is not None:
+        if not chosen.manifests:
+            raise UsageError("--run-id: it names the objects of --manifests; a run's own name is made of its time")
+        if not standalone.RUN_ID.fullmatch(chosen.run_id):
+            raise UsageError(
+                f"--run-id {chosen.run_id!r}: at most 30 of a-z, 0-9 and -, not - first or last; it is a part of names"
+            )
     resolved = resolve(chosen)
     if chosen.json:
         print(json.dumps([dict(p.document) for p in resolved.plans], indent=1))
@@ -74,9 +82,27 @@ def _manifests(resolved: Resolved) -> int:
     plans = {
         to.job: plan.document for plan in resolved.plans if isinstance(to := resolved.reach.get(plan.id), PodReach)
     }
-    shelves = [dict(u.options) for u in resolved.runbook.uploads if u.kind == "host_path"]
     made = standalone.manifests(
-        resolved.token, resolved.agent.name, resolved.agent.content, resolved.jobs.values(), plans, shelves
-    )
+        resolved.token, resolved.agent.name, resolved.agent.content, resolved.jobs.values(), plans,
+        host_shelves(resolved.runbook),
+    )  # fmt: skip
+    for note in _not_without_a_runner(resolved):
+        print(f"retina-run: {note}", file=sys.stderr)
     print(standalone.text(made), end="")
     return Exit.OK
+
+
+def _not_without_a_runner(resolved: Resolved) -> Iterator[str]:
+    """What the runbook asks for and these manifests can't do."""
+    runbook = resolved.runbook
+    if runbook.trigger:
+        yield (
+            "trigger: without a runner each node records its own events, and its archives say so; one window on all nodes "
+            "takes a runner"
+        )
+    others = sorted({u.kind for u in runbook.uploads if u.kind != "host_path"})
+    if others:
+        yield f"upload: {', '.join(others)} takes a runner, which holds the credentials; host_path doesn't"
+    left = sum(p.executor != "kubernetes" for p in resolved.plans)
+    if left:
+        yield f"{left} of {len(resolved.plans)} nodes aren't the cluster's and are left out"

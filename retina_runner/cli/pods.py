@@ -51,6 +51,7 @@ class Pods:
     def reach(self, plans: Sequence[planning.NodePlan], token: str, agent: AgentBundle) -> dict[str, Reach]:
         """By plan id, for the plans of clusters."""
         found: dict[str, Reach] = {}
+        self.jobs = {}
         for number, plan in enumerate(plans):
             if plan.executor == "kubernetes":
                 selected = self._selected[plan.capture]

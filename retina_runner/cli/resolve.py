@@ -6,7 +6,7 @@ import argparse
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from retina_runner.cli.hosts import Hosts, limited
 from retina_runner.cli.pods import Pods, Reach
 from retina_runner.errors import DocumentError, Problem, UsageError
 from retina_runner.executors import Link
+from retina_runner.executors.kubernetes import standalone
 from retina_runner.executors.kubernetes.link import PodLink, PodReach
 from retina_runner.executors.kubernetes.objects import WORK_DIRECTORY
 from retina_runner.executors.kubernetes.session import Session
@@ -62,19 +63,37 @@ def resolve(chosen: argparse.Namespace) -> Resolved:
     if chosen.shard is not None:
         shard = shards.parse(chosen.shard)
         places = {c: [p for p in ps if shard.holds(p.node)] for c, ps in places.items()}
+    printed = getattr(chosen, "manifests", False)
     # What `kubectl apply` stores beside an object is bounded, and a printed Job's agent is part of its manifest.
-    agent = agent_bundle(compiled=not getattr(chosen, "manifests", False))
-    run = naming.run_id(runbook.name, time.time())
+    agent = agent_bundle(compiled=not printed)
+    if printed:
+        run, token = _of_content(runbook, places, pods, agent, chosen.run_id or "")
+    else:
+        run, token = naming.run_id(runbook.name, time.time()), secrets.token_hex(3)
     plans = planning.build(runbook, places, run, agent)
     if len({p.id for p in plans}) != len(plans):
         raise UsageError("one node is meant twice in a capture")
-    token = secrets.token_hex(3)
     reach: dict[str, Reach] = {p.id: hosts.connections[p.capture, p.node] for p in plans if p.executor == "ssh"}
     reach |= pods.reach(plans, token, agent)
     work = chosen.work_dir or default_work_directory()
     return Resolved(
         runbook, plans, run, token, agent, work, reach, chosen.forks or DEFAULT_FORKS, pods.jobs, pods.notes
     )
+
+
+def _of_content(
+    runbook: Runbook, places: Mapping[str, Sequence[planning.Place]], pods: Pods, agent: AgentBundle, run_id: str
+) -> tuple[str, str]:
+    """Run and token of manifests: of what they will hold and nothing else, so that the same is printed again."""
+    plans = planning.build(runbook, places, runbook.name, agent)
+    pods.reach(plans, "", agent)
+    token = standalone.token(run_id, pods.jobs.values(), (p.document for p in plans), host_shelves(runbook))
+    return f"{runbook.name}-{token}", token
+
+
+def host_shelves(runbook: Runbook) -> list[dict[str, Any]]:
+    """Where archives are kept on their nodes, as agent.shelf.keep takes it."""
+    return [dict(u.options) for u in runbook.uploads if u.kind == "host_path"]
 
 
 def _places(runbook: Runbook, capture: Capture, hosts: Hosts, pods: Pods) -> list[planning.Place]:

@@ -54,14 +54,38 @@ def test_everything_that_can_be_said_of_a_job() -> None:
     )
 
 
+SHELF = {"base": "/var/lib/retina-run/archives", "path": "incidents"}
+
+
 def test_a_job_without_a_runner() -> None:
-    job = objects.job("abc123", 0, "node-1", "agent-0.pyz", plan("tcpdump"), EVERYTHING)
-    shelf = {"base": "/var/lib/retina-run/archives", "path": "incidents"}
-    made = standalone.manifests(
-        "abc123", "agent-0.pyz", b"agent", [job], {"retina-run-abc123-0": plan("tcpdump")}, [shelf]
-    )
+    """Under the names that its content gives it; a trigger's patience would be with a runner that isn't there."""
+    given = {**plan("tcpdump"), "trigger": {"condition": "packets() > 0", "patience_s": 30.0}}
+    nameless = objects.job("", 0, "node-1", "agent-0.pyz", given, EVERYTHING)
+    token = standalone.token("incident-42", [nameless], [given], [SHELF])
+    job = objects.job(token, 0, "node-1", "agent-0.pyz", given, EVERYTHING)
+    made = standalone.manifests(token, "agent-0.pyz", b"agent", [job], {job["metadata"]["name"]: given}, [SHELF])
     same_as_golden("standalone", list(made))
     assert standalone.text(made).count("---\n") == 3
+    assert given["trigger"]["patience_s"] == 30.0
+
+
+def test_whatever_is_different_has_other_names_and_every_name_is_a_label() -> None:
+    def token(run_id: str = "", settings: objects.JobSettings = SETTINGS, *collectors: str, **shelf: str) -> str:
+        given = plan(*(collectors or ("tcpdump",)))
+        nameless = objects.job("", 0, "node-1", "agent-0.pyz", given, settings)
+        return standalone.token(run_id, [nameless], [given], [{**SHELF, **shelf}])
+
+    different = [
+        token(), token("again"), token("again2"), token("", EVERYTHING), token("", SETTINGS, "iptables"),
+        token(path="elsewhere"), token("x" * 30),
+    ]  # fmt: skip
+    assert len(set(different)) == len(different)
+    assert token("again") == different[1]
+    for made in different:
+        assert len(objects.job_name(made, 4999) + "-plan") <= 63
+    assert standalone.RUN_ID.fullmatch("x" * 30)
+    for bad in ("x" * 31, "", "-a", "a-", "A", "a.b", "a\n"):
+        assert not standalone.RUN_ID.fullmatch(bad)
 
 
 def test_kubectl_can_apply_the_agent_that_travels_in_a_manifest() -> None:
