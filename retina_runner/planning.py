@@ -12,6 +12,7 @@ from retina_runner.agent import PLAN_FORMAT, process
 from retina_runner.agent.collectors import tcpdump
 from retina_runner.agent.collectors.tcpdump import RING_STEP_BYTES
 from retina_runner.agent.metrics import plugins
+from retina_runner.agent.state_items import NODE_WIDE
 from retina_runner.bundle import AgentBundle
 from retina_runner.errors import DocumentError, Problem
 from retina_runner.runbook import Capture, CollectorEntry, Runbook, Trigger
@@ -26,11 +27,25 @@ FILTER_OPTIONS = ("filter", "include", "exclude", "source", "destination")
 
 @dataclass(frozen=True)
 class Place:
-    """A node that a capture runs on, and the executor that reaches it. `scope` is AND-ed to every filter there."""
+    """A node that a capture runs on, and the executor that reaches it. `scope` is AND-ed to every filter there.
+
+    With `pod` (see schemas/plan.json) the capture looks inside that pod's network namespace, and is named for it.
+    """
 
     node: str
     executor: str
     scope: filters.Expression | None = None
+    pod: Mapping[str, str] | None = None
+
+    @property
+    def id(self) -> str:
+        """Tells the places of a capture apart."""
+        return f"{self.node}/{self.pod['namespace']}/{self.pod['name']}" if self.pod else self.node
+
+    @property
+    def name(self) -> str:
+        """What the archive is named for. Kubernetes' names have no `_`, so that no two pods share one."""
+        return f"{self.pod['namespace']}_{self.pod['name']}" if self.pod else self.node
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,7 @@ def build(
         for place in places[capture.name]:
             collectors = []
             for entry in capture.collect:
-                options = dict(entry.options)
+                options = inside(entry) if place.pod else dict(entry.options)
                 if entry.name == "tcpdump":
                     found = expression(runbook, entry, place.scope)
                     if isinstance(found, Problem):
@@ -81,7 +96,7 @@ def _plan(runbook: Runbook, capture: Capture, place: Place, run: str, agent: Age
     limits = runbook.limits
     prefix = naming.capture_prefix(runbook.name, capture.name, several)
     return NodePlan(
-        id=f"{capture.name}/{place.node}" if several else place.node,
+        id=f"{capture.name}/{place.id}" if several else place.id,
         node=place.node,
         capture=capture.name,
         executor=place.executor,
@@ -92,7 +107,8 @@ def _plan(runbook: Runbook, capture: Capture, place: Place, run: str, agent: Age
             "capture": capture.name or runbook.name,
             "node": place.node,
             "executor": place.executor,
-            "prefix": f"{prefix}-{naming.safe_node(place.node)}",
+            **({"pod": dict(place.pod)} if place.pod else {}),
+            "prefix": f"{prefix}-{naming.safe_node(place.name)}",
             "agent": {"name": agent.name, "sha256": agent.sha256},
             "duration_s": runbook.duration_s,
             "t0": None,
@@ -112,6 +128,16 @@ def _plan(runbook: Runbook, capture: Capture, place: Place, run: str, agent: Age
             **({"expect": list(runbook.expect)} if runbook.expect else {}),
         },
     )
+
+
+def inside(entry: CollectorEntry) -> dict[str, Any]:
+    """An entry's options for a pod's network namespace, which the agent has entered: nothing of the node's besides."""
+    options = dict(entry.options)
+    if entry.name == "ebpf":
+        options["scope"] = "netns"
+    if entry.name == "network-state":
+        options["exclude"] = [*options["exclude"], *NODE_WIDE]
+    return options
 
 
 def ring_of(options: Mapping[str, Any], trigger: Trigger) -> dict[str, Any]:

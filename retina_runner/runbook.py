@@ -168,6 +168,7 @@ def _build(document: Document, folder: Path, extra: Mapping[str, tuple[Any, str]
     problems += _name_problems(document, captures)
     problems += _secret_problems(document, value, ())
     problems += _condition_problems(document, value)
+    problems += [p for capture in captures for p in _inside_problems(document, capture)]
     if problems:
         unread = {(p.line, p.column) for p in document.problems}
         rest = [p for p in problems[len(document.problems) :] if (p.line, p.column) not in unread]
@@ -335,6 +336,23 @@ def _condition_problems(document: Document, value: Any) -> list[Problem]:
                 conditions.parse(text, afterwards)
             except conditions.ConditionError as error:
                 problems.append(document.problem(path, f"at character {error.column}: {error}"))
+    return problems
+
+
+def _inside_problems(document: Document, capture: Capture) -> list[Problem]:
+    """What doesn't go with `scope: pod-netns`: no pods, and namespaces of collectors' own."""
+    nodes = capture.nodes
+    if not isinstance(nodes, KubernetesNodes) or nodes.selection.get("scope") != "pod-netns":
+        return []
+    problems = []
+    if not any(nodes.selection.get(key) for key in ("pods", "pod_names", "owner", "service")):
+        path = (*capture.path, "nodes", "kubernetes", "scope")
+        hint = "choose them with pods, pod_names, owner or service"
+        problems.append(document.problem(path, "pod-netns looks inside pods, and no pods are chosen", hint))
+    for entry in capture.collect:
+        if entry.options.get("netns"):
+            why = "the namespace is the pod's already, by scope: pod-netns"
+            problems.append(document.problem((*entry.path, "netns"), why, "one capture for each"))
     return problems
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from retina_runner.agent import bounds, collectors, facts
+from retina_runner.agent.context import Gap
 from retina_runner.agent.framing import framing_of
 from retina_runner.agent.plan import Plan
+from retina_runner.agent.pod import Inside, Pod
 from retina_runner.agent.process import MissingTool
 from retina_runner.agent.workspace import UnsafeDirectory, check_private
 
@@ -28,7 +30,7 @@ def check(plan: Plan, parent: Path) -> Dict[str, Any]:
     _check_place(plan, parent, note)
     _check_compression(plan, note)
     gaps = 0
-    for entry in plan.entries:
+    for entry in plan.entries if _may_look(plan, note) else ():
         try:
             fatal, gap = collectors.problems(entry.name, entry.options)
         except KeyError:
@@ -71,6 +73,19 @@ def _check_place(plan: Plan, parent: Path, note: Any) -> None:
     lacking = bounds.lacking_space(plan.bounds, place)
     if lacking:
         note("fatal", "disk space", lacking, "free some, or lower limits.disk_free_percent and limits.disk_free_bytes")
+
+
+def _may_look(plan: Plan, note: Any) -> bool:
+    """Go to where the collectors would look, which for a pod's own view is its network namespace; whether that worked."""
+    pod = Pod.of(plan.document)
+    if pod is None:
+        return True
+    try:
+        Inside(pod)
+    except Gap as gap:
+        note("fatal", gap.what, gap.why, gap.hint)
+        return False
+    return True
 
 
 def _check_compression(plan: Plan, note: Any) -> None:

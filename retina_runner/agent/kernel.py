@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 from functools import lru_cache
-from typing import FrozenSet
+from typing import FrozenSet, List
 
 
 @lru_cache(maxsize=None)
@@ -38,3 +39,9 @@ def has_module(name: str) -> bool:
             return any(line.split(" ", 1)[0] == name for line in file)
     except OSError:
         return False
+
+
+def interfaces() -> List[str]:
+    """Names of the interfaces of the network namespace that the caller is in, sorted. Not from /sys/class/net, which has
+    those of the namespace that it was mounted in."""
+    return sorted(name for _, name in socket.if_nameindex())

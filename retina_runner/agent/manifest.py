@@ -11,6 +11,7 @@ from retina_runner.agent.context import Record, utc, worst
 from retina_runner.agent.plan import Plan
 
 MANIFEST_FORMAT = 1
+POD_FIELDS = ("namespace", "name", "uid")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def render(*, plan: Plan, record: Record, base: str, host: Mapping[str, Any], fi
         "capture": plan.capture,
         "node": plan.node,
         "executor": plan.executor,
+        **({"pod": {k: plan.document["pod"][k] for k in POD_FIELDS}} if plan.document.get("pod") else {}),
         "verdict": worst([v.verdict for v in record.verdicts]),
         "verdicts": [asdict(v) for v in record.verdicts],
         "window": {

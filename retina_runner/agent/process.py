@@ -169,6 +169,21 @@ def run(
     )  # fmt: skip
 
 
+def stat_fields(pid: int, proc: str = "/proc") -> List[str]:
+    """Fields of /proc/<pid>/stat from the third (state) on; the second may hold blanks and parentheses."""
+    try:
+        with open(f"{proc}/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].decode("ascii", "replace").split()
+    except OSError:
+        return []
+
+
+def start_ticks(pid: int, proc: str = "/proc") -> Optional[int]:
+    """When the process started, in clock ticks since boot (field 22): with it, a pid names one process for good."""
+    fields = stat_fields(pid, proc)
+    return int(fields[19]) if len(fields) > 19 else None
+
+
 def _feed(pipe: Optional[IO[bytes]], data: bytes) -> None:
     assert pipe is not None
     try:

@@ -24,6 +24,7 @@ from retina_runner.agent.context import COMPLETE, PARTIAL, Context, Gap, Record,
 from retina_runner.agent.counters import Snapshot
 from retina_runner.agent.framing import Framing, GzipFraming, framing_of
 from retina_runner.agent.plan import Entry, Plan
+from retina_runner.agent.pod import Inside, Pod
 from retina_runner.agent.process import MissingTool
 from retina_runner.agent.recorder import Freeze, Recorder, Rings, Terms, stamp_of
 from retina_runner.agent.workspace import Journal, Workspace
@@ -118,6 +119,7 @@ class Session:
         self._window: Optional[Window] = None
         self._reference_t0 = 0.0
         self._base = ""
+        self._inside: Optional[Inside] = None
         self._late_s = 0.0
         self._limited = False
         self._rehearsal_s = 0.0
@@ -171,6 +173,7 @@ class Session:
         lacking = bounds.lacking_space(self.plan.bounds, self.workspace.directory)
         if lacking:
             raise Failed(lacking, "free some space, or lower limits.disk_free_percent and limits.disk_free_bytes")
+        self._enter_pod()
         self._await_symptom()
         self._set_ballast()
         lock = threading.RLock()
@@ -198,6 +201,21 @@ class Session:
             self._status(entry, "ready")
         self.journal.emit("ready", rehearsal_s=round(self._rehearsal_s, 3),
                           free_bytes=bounds.free_bytes(self.workspace.directory)[0])  # fmt: skip
+
+    def _enter_pod(self) -> None:
+        """Before there are threads: each is where the one that starts it is."""
+        pod = Pod.of(self.plan.document)
+        if pod is None:
+            return
+        try:
+            self._inside = Inside(pod)
+        except Gap as gap:
+            raise Failed(f"{gap.what}: {gap.why}", gap.hint) from None
+
+    def _check_pod(self) -> None:
+        """A window without its pod has nothing more to show: it ends."""
+        if self._inside is not None and self.stop.reason is None and not self._inside.present():
+            self.stop.request(f"{self._inside.pod} has gone")
 
     def _await_symptom(self) -> None:
         """Look at the node twice, and go on only if the plan's `when` holds. Nothing is started before that."""
@@ -385,6 +403,8 @@ class Session:
         begin_at = self._t0_monotonic - begin_lead_s(self._rehearsal_s)
         if self.stop.wait(begin_at - time.monotonic()):
             raise Abandoned(str(self.stop.reason))
+        if self._inside is not None and not self._inside.present():
+            raise Failed(f"{self._inside.pod} has gone before T0", "run the runbook again")
         for entry, _, collector in list(self._active):
             self._hook(entry, collector, collector.begin, drop=True)
         armed = time.monotonic()
@@ -508,6 +528,7 @@ class Session:
 
     def _tick(self, free: int) -> None:
         self._intervals_ns()
+        self._check_pod()
         counts = {"bytes": 0, "packets": 0, "dropped": 0}
         for _, _, collector in self._active:
             for name, number in collector.progress().items():

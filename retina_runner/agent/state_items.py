@@ -158,3 +158,6 @@ ETHTOOL = {
     "ethtool-pause": "-a",
 }
 """Descriptive ethtool listings, made for each interface; those that a driver doesn't support are no gap."""
+
+NODE_WIDE: Tuple[str, ...] = (*(item.name for item in (*COUNTERS, *DESCRIPTIVE) if not item.per_netns), "dmesg")
+"""What says nothing of one network namespace."""

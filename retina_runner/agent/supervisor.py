@@ -18,9 +18,10 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List
 
 from retina_runner.agent.plan import Plan
+from retina_runner.agent.process import start_ticks, stat_fields
 from retina_runner.agent.session import Session, Stop
 from retina_runner.agent.workspace import Journal, Workspace, read_events, write_whole
 
@@ -162,24 +163,9 @@ def children_of(parent: int) -> List[int]:
     """Direct children by proc(5): /proc/<pid>/stat, field 4. Not from `children`, which needs CONFIG_PROC_CHILDREN."""
     found = []
     for name in os.listdir("/proc"):
-        if name.isdigit() and _stat_fields(int(name))[1:2] == [str(parent)]:
+        if name.isdigit() and stat_fields(int(name))[1:2] == [str(parent)]:
             found.append(int(name))
     return found
-
-
-def _stat_fields(pid: int) -> List[str]:
-    """Fields of /proc/<pid>/stat from the third (state) on; the second may hold blanks and parentheses."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].decode("ascii", "replace").split()
-    except OSError:
-        return []
-
-
-def start_ticks(pid: int) -> Optional[int]:
-    """When the process started, in clock ticks since boot (field 22): with it, a pid names one process for good."""
-    fields = _stat_fields(pid)
-    return int(fields[19]) if len(fields) > 19 else None
 
 
 def prctl(option: int, value: int) -> None:

@@ -73,6 +73,8 @@ def _job(job: Mapping[str, Any]) -> str:
         if context.get("privileged")
         else "capabilities: " + (", ".join(context["capabilities"]["add"]) or "none")
     )
+    if job["spec"]["template"]["spec"].get("hostPID"):
+        rights += "; sees the node's processes"
     return f"Job {job['metadata']['namespace']}/{job['metadata']['name']}, image {container['image']}; {rights}"
 
 

@@ -46,7 +46,7 @@ class Pods:
         selected = replace(selected, settings=replace(selected.settings, shelves=tuple(shelves), claim=claim))
         self.notes += selected.notes
         self._selected[capture.name] = selected
-        return [planning.Place(c.node, "kubernetes", c.scope) for c in selected.nodes]
+        return [planning.Place(c.node, "kubernetes", c.scope, c.pod) for c in selected.nodes]
 
     def reach(self, plans: Sequence[planning.NodePlan], token: str, agent: AgentBundle) -> dict[str, Reach]:
         """By plan id, for the plans of clusters."""

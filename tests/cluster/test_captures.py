@@ -122,14 +122,15 @@ captures:
     assert verify_archive(archive.path).problems == ()
 
 
-def test_a_user_with_nothing_but_our_role(own_cluster: Cluster, runs: Runs, shop: Shop) -> None:
+@pytest.mark.parametrize("scope", ["node", "pod-netns"])
+def test_a_user_with_nothing_but_our_role(own_cluster: Cluster, runs: Runs, shop: Shop, scope: str) -> None:
     """First without it: a refusal that says what is missing. Then with it: a capture."""
     user = own_cluster.user("operator", shop.namespace)
     runbook = f"""
 name: operator
 duration: 2s
 captures:
-  - nodes: {{kubernetes: {{namespace: {shop.namespace}, pods: {{app: server}}}}}}
+  - nodes: {{kubernetes: {{namespace: {shop.namespace}, pods: {{app: server}}, scope: {scope}}}}}
     collect: [tcpdump, network-state]
 """
     refused = runs.start(runbook, KUBECONFIG=str(user))

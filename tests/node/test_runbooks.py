@@ -31,7 +31,7 @@ ENTRIES = {
 }
 
 
-ELSEWHERE = ("kubernetes-service",)
+ELSEWHERE = ("kubernetes-service", "inside-pods")
 """Those whose nodes aren't this machine: tests/unit/test_runbooks.py reads them."""
 
 

@@ -23,6 +23,7 @@ EXPECTED = {
     "flight-recorder",
     "shared-evidence",
     "kubernetes-service",
+    "inside-pods",
 }
 
 

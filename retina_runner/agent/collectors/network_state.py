@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from retina_runner.agent import counters, process
 from retina_runner.agent.collectors import Collector
 from retina_runner.agent.context import COMPLETE, PARTIAL, UNKNOWN, Context, Verdict
-from retina_runner.agent.kernel import has_module
+from retina_runner.agent.kernel import has_module, interfaces
 from retina_runner.agent.state_items import CONNTRACK_TABLE, COUNTERS, DESCRIPTIVE, ETHTOOL, Item, Way, command
 
 READ_BYTES = 64 << 10
@@ -78,7 +78,7 @@ class NetworkState(Collector):
 
     def _present(self, namespace: str) -> List[str]:
         if not namespace:
-            return sorted(os.listdir("/sys/class/net"))
+            return interfaces()
         listing = self.context.run(["ip", "netns", "exec", namespace, "ls", "/sys/class/net"])
         return listing.stdout.decode("utf-8", "replace").split()
 

@@ -29,7 +29,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Deque, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from retina_runner.agent import pcap, process
+from retina_runner.agent import kernel, pcap, process
 from retina_runner.agent.collectors import Collector
 from retina_runner.agent.context import COMPLETE, LOSSY, PARTIAL, UNKNOWN, Context, Gap, Verdict
 from retina_runner.agent.pcap import Cutter
@@ -115,7 +115,7 @@ def interfaces_of(options: Mapping[str, Any]) -> List[str]:
             raise Gap(f"network namespace {netns}", listing.why(), "ip netns list")
         present = listing.stdout.decode("utf-8", "replace").split()
     else:
-        present = sorted(os.listdir("/sys/class/net"))
+        present = kernel.interfaces()
     chosen: List[str] = []
     for wanted in options["interfaces"]:
         found = ["any"] if wanted == "any" else fnmatch.filter(present, wanted)

@@ -38,6 +38,14 @@ def here() -> str:
     return os.readlink("/proc/thread-self/ns/net")
 
 
+def enter(descriptor: int, name: str) -> None:
+    """Move the calling thread into the open network namespace, for good. Raises OSError when it may not go there."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(descriptor, CLONE_NEWNET):
+        number = ctypes.get_errno()
+        raise OSError(number, f"setns to {name}: {os.strerror(number)}")
+
+
 class Namespace:
     """A namespace that is held open, so that it can be read to the last even when its name is deleted meanwhile."""
 
@@ -60,10 +68,7 @@ class Namespace:
 
         def visit() -> None:
             try:
-                libc = ctypes.CDLL(None, use_errno=True)
-                if libc.setns(self._descriptor, CLONE_NEWNET):
-                    number = ctypes.get_errno()
-                    raise OSError(number, f"setns to {self.name}: {os.strerror(number)}")
+                enter(self._descriptor, self.name)
                 results.append(what())
             except BaseException as error:
                 trouble[0] = error

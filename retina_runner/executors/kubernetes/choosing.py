@@ -28,14 +28,19 @@ OWNERS = {
 }  # fmt: skip
 IMAGE_VARIABLE = "RETINA_RUN_NODE_IMAGE"
 POD_KEYS = ("pods", "pod_names", "owner", "service")
+INSIDE = "pod-netns"
+"""The `scope` of a capture inside each pod's network namespace."""
+STATIC_UID = "kubernetes.io/config.hash"
+"""A static pod's annotation with the UID that its kubelet knows it by; the API server's mirror of it has another."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A node, and what every filter there is AND-ed with."""
+    """A node, and what every filter there is AND-ed with; or a pod on it (see schemas/plan.json), to look inside."""
 
     node: str
     scope: filters.Expression | None = None
+    pod: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,14 +141,36 @@ def _of_pods(
 ) -> tuple[Chosen, ...]:
     namespaces = _namespaces(api, selection, default_namespace)
     found = [pod for namespace in namespaces for pod in _pods(api, selection, namespace)]
+    inside = selection.get("scope") == INSIDE
     running = [p for p in found if p["spec"].get("nodeName") and p["status"].get("phase") in ("Running", "Pending")]
+    # The packets of a pod that is about to end are still its packets; its namespace is about to be taken apart.
+    running = [p for p in running if not (inside and p["metadata"].get("deletionTimestamp"))]
     on: dict[str, list[dict[str, Any]]] = {}
     for pod in running:
         if pod["spec"]["nodeName"] in nodes:
             on.setdefault(pod["spec"]["nodeName"], []).append(pod)
     if not on:
         raise UsageError(_no_pod(api, selection, namespaces, found))
+    if inside:
+        return tuple(Chosen(node, pod=p) for node, pods in sorted(on.items()) for p in views_of(pods))
     return tuple(Chosen(node, scope_of(pods)) for node, pods in sorted(on.items()))
+
+
+def views_of(pods: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The `pod` of a plan for each of these pods of one node, by namespace and name. Raises UsageError for one without a
+    network of its own."""
+    found = []
+    for pod in pods:
+        metadata = pod["metadata"]
+        if pod["spec"].get("hostNetwork"):
+            raise UsageError(
+                f"pod {metadata['namespace']}/{metadata['name']} has its node's network, and none of its own to look inside; "
+                "leave `scope: pod-netns` out for it, or choose others"
+            )
+        known = {"namespace": metadata["namespace"], "name": metadata["name"], "uid": metadata["uid"]}
+        static = (metadata.get("annotations") or {}).get(STATIC_UID)
+        found.append({**known, **({"cgroup": str(static)} if static else {})})
+    return sorted(found, key=lambda p: (p["namespace"], p["name"]))
 
 
 def _namespaces(api: Api, selection: Mapping[str, Any], default: str) -> list[str]:

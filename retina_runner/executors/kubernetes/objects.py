@@ -54,10 +54,13 @@ class JobSettings:
 
 
 def capabilities(plan: Mapping[str, Any], settings: JobSettings) -> tuple[str, ...]:
-    """What the plan's collectors need, sorted; besides what is asked for. Other network namespaces take SYS_ADMIN."""
+    """What the plan's collectors need, sorted; besides what is asked for. Other network namespaces take SYS_ADMIN, and a
+    pod's is found through its processes, which takes SYS_PTRACE; the kernel log isn't part of it."""
     needed = set(settings.capabilities)
+    if plan.get("pod"):
+        needed.update(("SYS_ADMIN", "SYS_PTRACE"))
     for collector in plan["collectors"]:
-        needed.update(CAPABILITIES.get(collector["name"], ()))
+        needed.update(c for c in CAPABILITIES.get(collector["name"], ()) if not (plan.get("pod") and c == "SYSLOG"))
         if collector["options"].get("netns"):
             needed.add("SYS_ADMIN")
     return tuple(sorted(needed))
@@ -147,6 +150,8 @@ def _pod(
             {"name": "tmp", "emptyDir": {}},
         ],
     }
+    if plan.get("pod"):
+        pod["hostPID"] = True  # /proc/PID/ns/net of the pod that is meant
     for number, path in enumerate(settings.shelves):
         source: dict[str, Any] = {"hostPath": {"path": path, "type": "DirectoryOrCreate"}}
         if settings.claim:
