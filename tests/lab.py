@@ -6,6 +6,7 @@ two test runs side by side don't meet.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import queue
@@ -16,8 +17,9 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from retina_runner.agent.pcap import packets
 
@@ -54,6 +56,23 @@ def sh(*argv: str, check: bool = True) -> str:
     if check and done.returncode:
         raise AssertionError(f"{argv} ended with {done.returncode}: {done.stderr}")
     return done.stdout
+
+
+@contextmanager
+def within(netns: str) -> Iterator[None]:
+    """This thread, and the threads and processes that it starts meanwhile, in that network namespace (setns(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def enter(namespace: IO[str]) -> None:
+        if libc.setns(namespace.fileno(), 0):
+            raise OSError(ctypes.get_errno(), f"setns: {os.strerror(ctypes.get_errno())}")
+
+    with open("/proc/thread-self/ns/net") as here, open(f"/run/netns/{netns}") as there:
+        enter(there)
+        try:
+            yield
+        finally:
+            enter(here)
 
 
 class Lab:

@@ -236,7 +236,8 @@ def _upload(chosen: argparse.Namespace) -> int:
     from retina_runner.agent.upload import GrantError, upload
     from retina_runner.agent.workspace import Workspace
 
-    # It goes when its connection goes: what the store has confirmed is remembered, and the next call continues.
+    # It goes when its process's parent goes, and ends by its deadline; over a connection that broke, `serve` lets it go on.
+    # Either way, what the store has confirmed is remembered, and the next call waits for this one and continues.
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     archive = Workspace(chosen.directory).archive / chosen.name
     if os.sep in chosen.name or not archive.is_file():

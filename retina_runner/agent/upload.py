@@ -86,8 +86,12 @@ class _Errand:
 
     def run(self) -> Dict[str, Any]:
         begun = time.monotonic()
+        known = {} if self.grant.get("afresh") else self._known()
         try:
-            answer = self._single() if self.single else self._blocks()
+            if "stored" in known:  # by a call whose connection broke, and that went on alone
+                answer: Dict[str, Any] = {"state": "exists", "why": "an earlier call stored it"}
+            else:
+                answer = self._single() if self.single else self._blocks(dict(known.get("done") or {}))
         except Answered as refusal:
             answer = self._told(refusal)
         except Untrusted as error:
@@ -135,12 +139,12 @@ class _Errand:
         headers.update(self._given_headers())
         self.web.send("PUT", str(self.grant["url"]), lambda: self._pieces(0, self.size), headers)
         self.sent = 1
+        self._remember(stored=True)
         return {"state": "stored", "md5": md5.hexdigest()}
 
     # -- many ----------------------------------------------------------------------------------------------------------
 
-    def _blocks(self, afresh: bool = False) -> Dict[str, Any]:
-        done = {} if afresh or self.grant.get("afresh") else self._remembered()
+    def _blocks(self, done: Dict[str, Any], afresh: bool = False) -> Dict[str, Any]:
         whole, sha = _md5(), hashlib.sha256()
         ids: List[str] = []
         tags: List[str] = []
@@ -161,7 +165,7 @@ class _Errand:
             self.sent += 1
             tags.append(answer.get("etag", ""))
             done[str(number)] = {"block": ids[-1], "etag": tags[-1]}
-            write_whole(self.memory, {"of": self.identity, "done": done})
+            self._remember(done=done)
         self._must_be(sha.hexdigest())
         if self.kind == "s3-parts":
             return {"state": "stored", "parts": tags, "upload": self.grant["upload"], "md5": whole.hexdigest()}
@@ -171,9 +175,8 @@ class _Errand:
             if refusal.code not in FORGOTTEN or afresh:
                 raise
             # The store has lost blocks that it had confirmed (a crash, or their week is over): once more, all of them.
-            self.memory.unlink()
-            return self._blocks(afresh=True)
-        self.memory.unlink()
+            return self._blocks({}, afresh=True)
+        self._remember(stored=True)
         return {"state": "stored", "md5": whole.hexdigest()}
 
     def _send_block(self, number: int, block: str, offset: int, length: int, digest: bytes) -> Mapping[str, str]:
@@ -195,10 +198,14 @@ class _Errand:
         }  # fmt: skip
         self.web.send("PUT", f"{self.grant['url']}&comp=blocklist", lambda: [xml], headers)
 
-    def _remembered(self) -> Dict[str, Dict[str, str]]:
+    def _remember(self, **what: Any) -> None:
+        write_whole(self.memory, {"of": self.identity, **what})
+
+    def _known(self) -> Dict[str, Any]:
+        """What earlier calls have written down of this object: the blocks that are `done`, or that all of it is `stored`."""
         try:
             known = json.loads(self.memory.read_bytes())
-            return dict(known["done"]) if known["of"] == self.identity else {}
+            return dict(known) if known["of"] == self.identity else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 

@@ -45,13 +45,13 @@ class Fault:
 
 
 class FaultyProxy:
-    """Listens on loopback before a store's port. `seen` are the requests that came in, as `METHOD target`."""
+    """Listens before a store's port, at the same address. `seen` are the requests that came in, as `METHOD target`."""
 
-    def __init__(self, upstream: int, *faults: Fault):
-        self.upstream, self.faults, self.seen = upstream, list(faults), list[str]()
+    def __init__(self, upstream: int, *faults: Fault, host: str = "127.0.0.1"):
+        self.upstream, self.host, self.faults, self.seen = upstream, host, list(faults), list[str]()
         self.body_bytes = 0
         self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self.port = int(self._listener.getsockname()[1])
         self._open: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -129,7 +129,7 @@ class FaultyProxy:
             )
             return True
         with_body = self._read(stream, length, keep=True)
-        upstream = http.client.HTTPConnection("127.0.0.1", self.upstream, timeout=WAIT_S)
+        upstream = http.client.HTTPConnection(self.host, self.upstream, timeout=WAIT_S)
         try:
             upstream.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
             for name, value in headers.items():

@@ -23,16 +23,19 @@ SWIFT = "swift==2.38.*"
 START_S = 90.0
 
 
-def cache() -> Path:
-    given = os.environ.get("RETINA_RUN_TEST_CACHE")
-    return (
-        Path(given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retina-run-tests") / "storage"
+CACHE = (
+    Path(
+        os.environ.get("RETINA_RUN_TEST_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retina-run-tests"
     )
+    / "storage"
+)
+"""Said once: a test may have a cache folder of its own while it starts a server anew."""
 
 
 def install() -> None:
     """Fetch both servers into the cache, unless they are there."""
-    folder = cache()
+    folder = CACHE
     folder.mkdir(parents=True, exist_ok=True)
     if not _azurite().exists():
         subprocess.run(
@@ -55,11 +58,11 @@ def install() -> None:
 
 
 def _azurite() -> Path:
-    return cache() / "node_modules/.bin/azurite-blob"
+    return CACHE / "node_modules/.bin/azurite-blob"
 
 
 def _swift(program: str) -> Path:
-    return cache() / "swift/bin" / program
+    return CACHE / "swift/bin" / program
 
 
 def free_port() -> int:
@@ -71,8 +74,8 @@ def free_port() -> int:
 class Server:
     """Processes that serve one port. `start` returns when it answers; `kill` is SIGKILL, data stay."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder: Path, host: str = "127.0.0.1"):
+        self.folder, self.host, self.port = folder, host, free_port()
         self._processes: list[subprocess.Popen[bytes]] = []
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -82,8 +85,8 @@ class Server:
     def environment(self) -> dict[str, str]:
         return dict(os.environ)
 
-    def ports(self) -> list[int]:
-        return [self.port]
+    def ports(self) -> list[tuple[str, int]]:
+        return [(self.host, self.port)]
 
     def start(self) -> None:
         log = open(self.folder / "server.log", "ab")  # noqa: SIM115 - the processes hold it
@@ -101,12 +104,12 @@ class Server:
             )
         log.close()
         deadline = time.monotonic() + START_S
-        for port in self.ports():
-            while not _listens(port):
+        for address in self.ports():
+            while not _listens(address):
                 dead = [p.args for p in self._processes if p.poll() is not None]
                 tail = (self.folder / "server.log").read_text(errors="replace")[-2000:]
                 assert not dead, f"{dead} ended: {tail}"
-                assert time.monotonic() < deadline, f"port {port} doesn't listen after {START_S} s: {tail}"
+                assert time.monotonic() < deadline, f"{address} doesn't listen after {START_S} s: {tail}"
                 time.sleep(0.1)
 
     def kill(self) -> None:
@@ -126,10 +129,10 @@ class Server:
         self._processes.clear()
 
 
-def _listens(port: int) -> bool:
+def _listens(address: tuple[str, int]) -> bool:
     with socket.socket() as probe:
         probe.settimeout(5)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex(address) == 0
 
 
 class Azurite(Server):
@@ -137,13 +140,13 @@ class Azurite(Server):
 
     account = "capturetests"
 
-    def __init__(self, folder: Path):
-        super().__init__(folder)
+    def __init__(self, folder: Path, host: str = "127.0.0.1"):
+        super().__init__(folder, host)
         self.key = base64.b64encode(secrets.token_bytes(48)).decode()
 
     def commands(self) -> list[list[str]]:
         return [[
-            str(_azurite()), "--blobHost", "127.0.0.1", "--blobPort", str(self.port), "--location", str(self.folder / "data"),
+            str(_azurite()), "--blobHost", self.host, "--blobPort", str(self.port), "--location", str(self.folder / "data"),
             "--disableTelemetry", "--skipApiVersionCheck", "--silent",
         ]]  # fmt: skip
 
@@ -151,7 +154,7 @@ class Azurite(Server):
         return {**os.environ, "AZURITE_ACCOUNTS": f"{self.account}:{self.key}"}
 
     def url(self, port: int = 0) -> str:
-        return f"http://127.0.0.1:{port or self.port}/{self.account}"
+        return f"http://{self.host}:{port or self.port}/{self.account}"
 
     def connection_string(self, port: int = 0) -> str:
         return (
@@ -165,14 +168,14 @@ class Swift(Server):
 
     access_key = "test:tester"  # tempauth's keys are account:user
 
-    def __init__(self, folder: Path):
-        super().__init__(folder)
+    def __init__(self, folder: Path, host: str = "127.0.0.1"):
+        super().__init__(folder, host)
         self.secret_key = secrets.token_urlsafe(24)
         self._behind = {kind: free_port() for kind in ("account", "container", "object")}
         self._configure()
 
-    def ports(self) -> list[int]:
-        return [*self._behind.values(), self.port]
+    def ports(self) -> list[tuple[str, int]]:
+        return [*(("127.0.0.1", port) for port in self._behind.values()), (self.host, self.port)]
 
     def commands(self) -> list[list[str]]:
         etc = self.folder / "etc"
@@ -205,7 +208,7 @@ class Swift(Server):
                 f"[pipeline:main]\npipeline = {kind}-server\n[app:{kind}-server]\nuse = egg:swift#{kind}\n"
             )
         (etc / "proxy-server.conf").write_text(
-            f"[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = {self.port}\nworkers = 0\nuser = root\nswift_dir = {etc}\n"
+            f"[DEFAULT]\nbind_ip = {self.host}\nbind_port = {self.port}\nworkers = 0\nuser = root\nswift_dir = {etc}\n"
             "log_level = WARNING\n"
             "[pipeline:main]\npipeline = catch_errors cache listing_formats s3api tempauth bulk slo proxy-server\n"
             "[app:proxy-server]\nuse = egg:swift#proxy\nallow_account_management = true\naccount_autocreate = true\n"
@@ -218,10 +221,10 @@ class Swift(Server):
         )
 
     def url(self, port: int = 0) -> str:
-        return f"http://127.0.0.1:{port or self.port}"
+        return f"http://{self.host}:{port or self.port}"
 
 
 if __name__ == "__main__":
     assert sys.argv[1:] == ["install"], __doc__
     install()
-    print(f"the stores are in {cache()}")
+    print(f"the stores are in {CACHE}")
