@@ -40,7 +40,7 @@ def test_the_api_server_finds_nothing_wrong_and_the_jobs_need_no_runner(
     printed = runs.command("plan", "--manifests", str(runbook))
     assert printed.returncode == 0, printed.stderr
     cluster.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=printed.stdout)
-    cluster.kubectl("create", "-f", "-", stdin=printed.stdout)
+    cluster.kubectl("apply", "-f", "-", stdin=printed.stdout)
     _, *documents = printed.stdout.split("---\n")
     label = parse_document(documents[0].encode(), "first").value["metadata"]["labels"][LABEL]
 
