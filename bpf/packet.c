@@ -91,12 +91,15 @@ int on_packet(struct __sk_buff *skb) {
     }
     key.interface = skb->ifindex;
     key.direction = direction;
-#ifdef WITH_dns
-    if (l4 && (IS_DNS(key.source_port) || IS_DNS(key.destination_port)))
-        dns(skb, &key, l4, transport[12]);
-#endif
 #ifdef WITH_packetparser
     packetparser(&key, segments, skb->len, transport[13]);
+#endif
+#ifdef WITH_dns
+    if (l4 && (IS_DNS(key.source_port) || IS_DNS(key.destination_port))) {
+        skb->cb[0] = l3 << 16 | l4;
+        skb->cb[1] = (u32)key.family << 8 | key.protocol;
+        dns_programs.call(skb, 0); /* doesn't return */
+    }
 #endif
 #endif
     return 0;

@@ -157,6 +157,12 @@ class Background:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
+    def say(self, line: str) -> None:
+        """A line to its stdin."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
     def __enter__(self) -> Background:
         return self
 

@@ -41,7 +41,7 @@ def test_the_example_counts_by_program_port_and_family(lab: Lab, tmp_path: Path)
 
 
 def test_a_program_that_does_not_compile_is_told_and_the_others_count(lab: Lab, tmp_path: Path) -> None:
-    """Of three of the user's own one is no C, one is refused by the kernel's verifier, and one reads a member of TCP's."""
+    """Of four of the user's own one is no C, one is refused by the verifier, one reads a member of TCP's, one lacks a hook."""
     description = json.loads((EXAMPLE / "connects.json").read_text())
     source = (EXAMPLE / "connects.c").read_text()
     programs = {
@@ -50,10 +50,14 @@ def test_a_program_that_does_not_compile_is_told_and_the_others_count(lab: Lab, 
             "    bpf_get_current_comm", "    key.port = *(u16 *)(sk + 12);\n    bpf_get_current_comm"
         ),
         "measures": source.replace("READ(key.port, sk, O_SK_DPORT)", "READ(key.port, sk, O_TCP_MSS)"),
+        "lacks": source,
     }
     for name, text in programs.items():
         (tmp_path / f"{name}.c").write_text(text)
-        extra = {"offsets": {"O_TCP_MSS": "tcp_sock.advmss"}} if name == "measures" else {}
+        extra: dict[str, object] = {"offsets": {"O_TCP_MSS": "tcp_sock.advmss"}} if name == "measures" else {}
+        if name == "lacks":
+            absent = {"kind": "raw_tracepoint", "target": "no_such_point", "program": "on_set_state", "needed": True}
+            extra = {"hooks": [*description["hooks"], absent]}
         renamed = json.loads(json.dumps({**description, **extra}).replace("example_connects", f"example_{name}"))
         (tmp_path / f"{name}.json").write_text(json.dumps(renamed))
     files = ", ".join(f"./{name}.c" for name in programs)
@@ -61,11 +65,13 @@ def test_a_program_that_does_not_compile_is_told_and_the_others_count(lab: Lab, 
         assert python(lab.a, CONNECTS, "10.93.0.2", "7501", "25") == "ECONNREFUSED=25\n"
     rows = {r["plugin"]: r for r in counting.archive.manifest["capabilities"]}
     assert {name: row["status"] for name, row in rows.items()} == {
-        "tcpconnect": "ok", "broken": "failed", "refused": "failed", "measures": "ok",
+        "tcpconnect": "ok", "broken": "failed", "refused": "failed", "measures": "ok", "lacks": "skipped",
     }  # fmt: skip
     assert "no_such_thing" in rows["broken"]["why"]
     assert rows["refused"]["why"], "the verifier's words"
     assert counting.total("retinarun_tcp_connect_failures_total", error="ECONNREFUSED") == 25
     assert counting.total("example_measures_total") == 25
     skipped = {gap["what"] for gap in counting.archive.manifest["skipped"]}
-    assert skipped == {"plugin broken", "plugin refused"}
+    assert skipped == {"plugin broken", "plugin refused", "plugin lacks"}
+    assert "no tracepoint no_such_point" in rows["lacks"]["why"]
+    assert counting.total("example_lacks_total") == 0, "counted, though a hook that it needs isn't there"

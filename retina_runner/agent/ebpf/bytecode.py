@@ -25,11 +25,12 @@ READ_BYTES = 1 << 16
 CALL, CALLS_KERNEL = 0x85, 0
 FUNCTIONS = {
     1: "map_lookup_elem", 2: "map_update_elem", 3: "map_delete_elem", 4: "probe_read", 5: "ktime_get_ns",
-    7: "get_prandom_u32", 8: "get_smp_processor_id", 14: "get_current_pid_tgid", 15: "get_current_uid_gid",
+    7: "get_prandom_u32", 8: "get_smp_processor_id", 12: "tail_call", 14: "get_current_pid_tgid", 15: "get_current_uid_gid",
     16: "get_current_comm", 26: "skb_load_bytes", 35: "get_current_task", 45: "probe_read_str", 46: "get_socket_cookie",
     68: "skb_load_bytes_relative", 113: "probe_read_kernel", 115: "probe_read_kernel_str", 125: "ktime_get_boot_ns",
 }  # fmt: skip
-"""Kernel functions of include/uapi/linux/bpf.h that change nothing but the unit's own maps."""
+"""Kernel functions of include/uapi/linux/bpf.h that change nothing but the unit's own maps. A tail call is one to a program of
+the same unit: its loader puts no other into a map of programs."""
 
 
 class Unfit(ValueError):

@@ -20,7 +20,7 @@ from retina_runner.agent.metrics import plugins
 
 COMPILE_LIMIT_S = 120.0
 ENUMERATIONS = ("skb_drop_reason", "sk_rst_reason")
-SOCKET, RAW = "socket_filter", "raw_tracepoint"
+SOCKET, RAW, TAIL = "socket_filter", "raw_tracepoint", "tail_call"
 HINT = "apt-get install python3-bpfcc, or dnf install python3-bcc"
 BROUGHT = "bytecode that the runner brought"
 FOLDER = "bytecode"

@@ -22,6 +22,7 @@ QUERY_TYPES = {
     46: "RRSIG", 48: "DNSKEY", 64: "SVCB", 65: "HTTPS", 252: "AXFR", 255: "ANY",
 }  # fmt: skip
 RETURN_CODES = {0: "NOERROR", 1: "FORMERR", 2: "SERVFAIL", 3: "NXDOMAIN", 4: "NOTIMP", 5: "REFUSED"}
+UNDECODED = {1: "split", 2: "gap", 3: "unframed", 4: "malformed", 5: "crowded"}
 RETINA_REASONS = {"NETFILTER_DROP": "IPTABLE_RULE_DROP"}
 """What Retina calls a reason of the kernel. Every other keeps the kernel's own name."""
 BENIGN = ("QUEUE_PURGE", "CONSUMED", "NOT_DROPPED_YET")
@@ -202,13 +203,14 @@ class Dns(Decoder):
     def build(self) -> None:
         self.messages = Table(self.maps["dns_messages"], "=QQ")
         self.latency = Table(self.maps["dns_latency"], "=QQ")
-        self.open = Flows(self.maps["dns_open"], "=Q")
+        self.undecoded = Table(self.maps["dns_undecoded"], "=Q")
+        self.open = Flows(self.maps["dns_open"], "=Q")  # dns_streams isn't emptied: what began before T0 goes on
 
     def read(self, into: Sums) -> None:
         where = self.place.own_labels()
         for key, (number, _) in self.messages.since().items():
-            qtype, response, rcode, protocol = struct.unpack("=HBBB3x", key)
-            asked = ("query_type", QUERY_TYPES.get(qtype, f"TYPE{qtype}"))
+            qtype, response, rcode, protocol, has_question = struct.unpack("=HBBBB2x", key)
+            asked = ("query_type", QUERY_TYPES.get(qtype, f"TYPE{qtype}") if has_question else "none")
             over = ("protocol", PROTOCOLS.get(protocol, str(protocol)))
             if response:
                 answered = (asked, ("return_code", RETURN_CODES.get(rcode, f"RCODE{rcode}")), over, *where)
@@ -219,6 +221,19 @@ class Dns(Decoder):
         if slots:
             into.histogram("retinarun_dns_latency_seconds", where, slots)
         into.add("retinarun_dns_unanswered", where, len(self.open))
+        for key, (number,) in self.undecoded.since().items():
+            why, protocol = struct.unpack("=BB6x", key)
+            given = (
+                ("protocol", PROTOCOLS.get(protocol, str(protocol))),
+                ("why", UNDECODED.get(why, str(why))),
+                *where,
+            )
+            into.add("retinarun_dns_undecoded_total", given, number)
+
+    def loss(self) -> Dict[str, int]:
+        """What isn't a DNS message at all is no loss."""
+        found = self.undecoded.since().items()
+        return {"dns_undecoded": sum(value[0] for key, value in found if UNDECODED.get(key[0]) != "malformed")}
 
 
 class PacketParser(Decoder):

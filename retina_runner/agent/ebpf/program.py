@@ -55,6 +55,11 @@ class Unit:
         descriptor = self._load(syscalls.SOCKET_FILTER, program)
         self._sockets.append(namespace.inside(lambda: _packet_socket(descriptor)))
 
+    def attach_tail(self, table: str, program: str) -> None:
+        """As the one program of this kind that others of the unit go on with: `table` is a map of programs."""
+        descriptor = self._load(syscalls.SOCKET_FILTER, program)
+        self.maps[table].put(struct.pack("=I", 0), struct.pack("=I", descriptor))
+
     def only(self, namespaces: List[int]) -> None:
         """Count for these namespaces, by inode, and for no others; none for everything."""
         for inode in namespaces:

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from retina_runner.agent import facts
 from retina_runner.agent.context import Gap
 from retina_runner.agent.ebpf import syscalls
-from retina_runner.agent.ebpf.compiling import HINT, RAW, SOCKET, Compiler, chosen, groups, without_btf
+from retina_runner.agent.ebpf.compiling import HINT, RAW, SOCKET, TAIL, Compiler, chosen, groups, without_btf
 from retina_runner.agent.ebpf.decode import DECODERS, Decoder, Described, Place
 from retina_runner.agent.ebpf.program import Unit
 from retina_runner.agent.ebpf.tables import Sums, Table
@@ -111,10 +111,14 @@ class BpfSource(Source):
             place = Place(names, labelled, namespace.name, lambda n=namespace: _interfaces(n))  # type: ignore[misc]
             attached: Dict[Tuple[str, str, str], Capability] = {}
             for plugin in described:
-                hooks = [h for h in plugin.document["hooks"] if h["kind"] == SOCKET or number == 0]
+                hooks = [h for h in plugin.document["hooks"] if h["kind"] in (SOCKET, TAIL) or number == 0]
                 told = [self._hook(plugin.name, h, unit, namespace, part, attached) for h in hooks]
                 rows += [r for r in told if number == 0 or r.status != OK]
-                if any(r.status == OK for r in told):
+                lacking = [r for h, r in zip(hooks, told) if h["needed"] and r.status != OK]
+                if lacking:
+                    why = f"{lacking[0].hook}: {lacking[0].why}"
+                    rows.append(Capability(plugin.name, "", lacking[0].status, why, lacking[0].hint))
+                else:
                     part.decoders.append(self._decoder(plugin, unit, part, place))
             self._lost.append(Table(unit.maps["lost"], "=Q"))
 
@@ -131,6 +135,8 @@ class BpfSource(Source):
         try:
             if hook["kind"] == SOCKET:
                 unit.attach_socket(namespace, hook["program"])
+            elif hook["kind"] == TAIL:
+                unit.attach_tail(hook["target"], hook["program"])
             elif hook["kind"] != RAW:
                 status, why = SKIPPED, f"hooks of kind {hook['kind']} aren't supported"
             elif part.compiled["tracepoints"].get(hook["target"]) is None:
