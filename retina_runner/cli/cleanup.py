@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,8 @@ from retina_runner.cli.resolve import Links
 from retina_runner.cli.resume import is_runner, open_run, refuse_running
 from retina_runner.errors import Exit, UsageError
 from retina_runner.executors import LinkLost, LinkRefused
+from retina_runner.executors.kubernetes.api import Denied
+from retina_runner.executors.kubernetes.link import PodReach
 from retina_runner.executors.local import default_work_directory
 from retina_runner.fleet import DEFAULT_FORKS
 from retina_runner.report import RunReport
@@ -27,12 +29,14 @@ def main(chosen: argparse.Namespace) -> int:
         raise UsageError("cleanup: name run directories, or say --older-than AGE or --all-here")
     runs = [Path(r) for r in chosen.runs]
     places: list[tuple[str, str, Reach | None]] = []
+    reports: list[RunReport] = []
     for path in runs:
         directory, report = open_run(path)
         refuse_running(directory, report)
+        reports.append(report)
+    reports += [report for d, report in _old(Path(chosen.folder), chosen.older_than) if d.path not in runs]
+    for report in reports:
         places += _left(report)
-    for directory, report in _old(Path(chosen.folder), chosen.older_than):
-        places += [] if directory.path in runs else _left(report)
     if chosen.all_here:
         work = Path(chosen.work_dir or default_work_directory())
         places += [("this machine", str(p), None) for p in sorted(work.glob("*/plan.json")) for p in [p.parent]]
@@ -41,11 +45,12 @@ def main(chosen: argparse.Namespace) -> int:
     try:
         with ThreadPoolExecutor(min(DEFAULT_FORKS, len(places) or 1)) as pool:
             done = list(pool.map(lambda place: _remove(links, *place), places))
+        done += list(_jobs(links, reports))
     finally:
         links.close()
     for _, said in done:
         print(said)
-    if not places:
+    if not done:
         print("nothing to remove")
     return Exit.SOME_FAILED if any(failed for failed, _ in done) else Exit.OK
 
@@ -67,6 +72,23 @@ def _old(folder: Path, age: str | None) -> Iterator[tuple[RunDirectory, RunRepor
         begun = datetime.fromisoformat(report.started.replace("Z", "+00:00")).timestamp() if report.started else 0.0
         if begun < limit and not (report.exit_code is None and report.pid and is_runner(report.pid)):
             yield directory, report
+
+
+def _jobs(links: Links, reports: Iterable[RunReport]) -> Iterator[tuple[bool, str]]:
+    """What is left in clusters by the runs' labels: Jobs that no run's record tells of, such as a download's. As `_remove`."""
+    tokens: dict[tuple[str, str, str], dict[str, PodReach]] = {}
+    for reach in (reach_from(n.reach) for report in reports for n in report.nodes):
+        if isinstance(reach, PodReach):
+            tokens.setdefault((reach.kubeconfig, reach.context, reach.namespace), {})[reach.token] = reach
+    for (_, _, namespace), known in tokens.items():
+        try:
+            session = links.session(next(iter(known.values())))
+            for token, name in session.jobs(namespace):
+                if token in known:
+                    session.delete_job(namespace, name)
+                    yield False, f"Job {namespace}/{name}: removed"
+        except (Denied, LinkLost, UsageError) as error:
+            yield True, f"Jobs of namespace {namespace}: {error}"
 
 
 def _remove(links: Links, where: str, directory: str, reach: Reach | None) -> tuple[bool, str]:

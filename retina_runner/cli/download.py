@@ -1,57 +1,190 @@
 """`retina-run download`: get archives back from wherever they were stored, and verify each.
 
-From a run: the targets that it stored them at, in turn. From a URL (`https://account…/container/prefix`,
-`s3://bucket/prefix`, a folder): everything below it that is an archive.
+From a run: the targets that it stored them at, in turn; stores first, then nodes' disks and claims (shelved.py). From a
+URL (`https://account…/container/prefix`, `s3://bucket/prefix`, a folder): everything below it that is an archive.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+import signal
+import sys
+import threading
+import types
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from retina_runner.cli.resume import open_run
+from retina_runner.cli.shelved import Shelves
 from retina_runner.delivery import of_record
-from retina_runner.errors import Exit, UsageError
+from retina_runner.documents import nearest
+from retina_runner.errors import Exit, RetinaRunError, UsageError
 from retina_runner.naming import ARCHIVE_ENDINGS
 from retina_runner.uploads import NotStored, Target
 from retina_runner.uploads.opening import open_target
 from retina_runner.verification import verify_archive
+
+SIDE_BY_SIDE = 10
+"""How many places are read at a time."""
+HIDDEN = ".retina-run-download"
+"""Below the output folder: what hasn't come whole yet. A later download goes on with what came from a node."""
+
+
+class Terminated(RetinaRunError):
+    """SIGTERM."""
+
+    exit_code = Exit.TERMINATED
+
+
+class Source(Protocol):
+    """One place of one archive. `place` is the same for archives that are read one after another; None for any other."""
+
+    @property
+    def place(self) -> object: ...
+
+    def bring(self, path: Path, give_up: threading.Event) -> None:
+        """Have the archive at `path`. Raises NotStored, OSError; NotStored soon after `give_up` is set."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An archive at an upload target."""
+
+    target: Target
+    key: str
+
+    place: object = None
+
+    def __str__(self) -> str:
+        return self.target.describe()
+
+    def bring(self, path: Path, give_up: threading.Event) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            for chunk in self.target.read(self.key):
+                if give_up.is_set():
+                    raise NotStored("interrupted")
+                file.write(chunk)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An archive, and where it may be."""
+
+    name: str
+    sources: Sequence[Source]
+
+    @property
+    def place(self) -> object:
+        return next((s.place for s in self.sources if s.place is not None), self.name)
 
 
 def main(chosen: argparse.Namespace) -> int:
     if bool(chosen.run) == bool(chosen.source):
         raise UsageError("download: name a run's directory, or say --from URL")
     folder = Path(chosen.output)
+    shelves = Shelves()
+    wanted = list(_of_url(chosen) if chosen.source else _of_run(Path(chosen.run), chosen.node, shelves))
+    if not wanted:
+        raise UsageError("download: there is no such archive")
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / HIDDEN).mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder}: {error.strerror}") from None
     failed = got = 0
-    wanted = _of_url(chosen) if chosen.source else _of_run(Path(chosen.run))
-    for sources in wanted:
-        name = sources[0][1].rpartition("/")[2]
-        if chosen.node and not any(f"-{n}-" in name for n in chosen.node):
-            continue
-        problem = _get(sources, folder / name)
-        print(f"{folder / name}: {problem or 'ok'}")
-        failed, got = failed + bool(problem), got + (not problem)
-    if not got and not failed:
-        raise UsageError("download: there is no such archive")
+    try:
+        with _interruptible() as give_up, closing(_all(wanted, folder, shelves, give_up)) as done:
+            for one, problem in done:
+                print(f"{folder / one.name}: {problem or 'ok'}", flush=True)
+                failed, got = failed + bool(problem), got + (not problem)
+    finally:
+        shelves.close()
+        for problem in shelves.left:
+            print(f"retina-run: {problem}; retina-run cleanup {chosen.run} removes it", file=sys.stderr)
+        with suppress(OSError):
+            (folder / HIDDEN).rmdir()
     return Exit.OK if not failed else Exit.SOME_FAILED if got else Exit.NONE_SUCCEEDED
 
 
-def _of_run(run: Path) -> Iterator[list[tuple[Target, str]]]:
-    """For each archive of the run, every (target, key) that says it has it."""
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that is set when this is left, in whatever way: threads see it, and let go of what they hold."""
+
+    def terminated(number: int, frame: types.FrameType | None) -> None:
+        raise Terminated("terminated")
+
+    give_up = threading.Event()
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield give_up
+    finally:
+        give_up.set()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _all(
+    wanted: Sequence[Wanted], folder: Path, shelves: Shelves, give_up: threading.Event
+) -> Generator[tuple[Wanted, str], None, None]:
+    """Each archive with what is wrong, in their order; those of one place by one thread, which then lets go of the place."""
+    places: dict[object, list[Wanted]] = {}
+    for one in wanted:
+        places.setdefault(one.place, []).append(one)
+    problems: dict[str, str] = {}
+
+    def bring(place: object) -> None:
+        try:
+            for one in places[place]:
+                problems[one.name] = _get(one.sources, folder, one.name, give_up)
+        finally:
+            shelves.leave(place)
+
+    with ThreadPoolExecutor(min(SIDE_BY_SIDE, len(places)), thread_name_prefix="download") as pool:
+        try:
+            for place, done in [(p, pool.submit(bring, p)) for p in places]:
+                done.result()
+                yield from ((one, problems[one.name]) for one in places[place])
+        finally:
+            give_up.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _of_run(run: Path, nodes: Sequence[str], shelves: Shelves) -> Iterator[Wanted]:
+    """Every archive of the run that was stored somewhere, of these nodes or of all. Raises UsageError."""
     directory, report = open_run(run)
-    by_name = {p.describe(): p.target for p in of_record(report.terms, directory.name).places if p.target is not None}
+    known = {n.node for n in report.nodes}
+    for name in nodes:
+        if name not in known:
+            hint = nearest(name, known)
+            raise UsageError(f"{run} has no node {name}" + (f"; {hint}" if hint else ""))
+    places = {p.describe(): p for p in of_record(report.terms, directory.name).places}
     for node in report.nodes:
-        stored = [(by_name[u.target], u.location) for u in node.uploads if u.state == "stored" and u.target in by_name]
-        if stored:
-            yield [(target, _key(target, location)) for target, location in stored]
+        if nodes and node.node not in nodes:
+            continue
+        here: list[Source] = []
+        there: list[Source] = []
+        for upload in node.uploads:
+            place = places.get(upload.target)
+            if upload.state != "stored" or place is None:
+                continue
+            if place.target is not None:
+                here.append(Stored(place.target, _key(place.target, upload.location)))
+            else:
+                there.append(shelves.source(report, node, place.options, upload.location))
+        if here or there:
+            yield Wanted(_name_of(node.uploads), [*here, *there])
+
+
+def _name_of(uploads: Iterable[Any]) -> str:
+    """An archive's name is the same wherever it is."""
+    location = next(u.location for u in uploads if u.state == "stored")
+    return str(location.rpartition("/")[2])
 
 
 def _key(target: Target, location: str) -> str:
@@ -66,12 +199,13 @@ def _key(target: Target, location: str) -> str:
     return os.path.relpath(location, place)
 
 
-def _of_url(chosen: argparse.Namespace) -> Iterator[list[tuple[Target, str]]]:
+def _of_url(chosen: argparse.Namespace) -> Iterator[Wanted]:
     target, below = _target(chosen)
     try:
         for key, _ in target.listing(below):
-            if key.endswith(ARCHIVE_ENDINGS):
-                yield [(target, key)]
+            name = key.rpartition("/")[2]
+            if key.endswith(ARCHIVE_ENDINGS) and (not chosen.node or any(f"-{n}-" in name for n in chosen.node)):
+                yield Wanted(name, [Stored(target, key)])
     except NotStored as why:
         raise UsageError(f"--from {chosen.source}: {why}") from None
 
@@ -105,35 +239,27 @@ def _open(kind: str, options: dict[str, Any]) -> Target:
     return target
 
 
-def _get(sources: list[tuple[Target, str]], path: Path) -> str:
-    """Write the archive from the first source that has it intact; why not, or nothing."""
+def _get(sources: Sequence[Source], folder: Path, name: str, give_up: threading.Event) -> str:
+    """Have the archive in the folder, from the first source that has it intact; why not, or nothing."""
+    path = folder / name
     if path.exists():
-        return (
-            ""
-            if verify_archive(path).ok
-            else "is there already, and isn't intact; remove it, or choose another --output"
-        )
+        intact = verify_archive(path).ok
+        return "" if intact else "is there already, and isn't intact; remove it, or choose another --output"
     why = ""
-    for target, key in sources:
+    for source in sources:
         # Under its own name, which verification looks at, in a folder of its own.
-        hidden = path.parent / f".{os.getpid()}.part"
-        part = hidden / path.name
+        part = folder / HIDDEN / name
         try:
-            hidden.mkdir(mode=0o700, exist_ok=True)
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                for chunk in target.read(key):
-                    file.write(chunk)
+            source.bring(part, give_up)
             problems = verify_archive(part).problems
             if not problems:
                 os.link(part, path)
                 return ""
-            why = f"from {target.describe()}: {problems[0]}"
+            why = f"from {source}: {problems[0]}"
         except NotStored as error:
             why = str(error)
         except OSError as error:
             return f"{error.filename or path}: {error.strerror}"
         finally:
             part.unlink(missing_ok=True)
-            hidden.rmdir()
     return why

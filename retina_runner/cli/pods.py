@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from retina_runner import planning
@@ -59,6 +59,36 @@ class Pods:
                 found[plan.id] = to
                 self.jobs[to.job] = objects.job(token, number, plan.node, agent.name, plan.document, selected.settings)
         return found
+
+    def as_record(self) -> dict[str, dict[str, Any]]:
+        """What a run keeps of its Jobs, by capture, so that a later runner can make such pods again."""
+        return {capture: asdict(selected.settings) for capture, selected in self._selected.items()}
+
+
+def again(
+    to: PodReach,
+    capture: str,
+    terms: Mapping[str, Any] | None,
+    token: str,
+    number: int,
+    plan: Mapping[str, Any],
+    agent: str,
+) -> tuple[PodReach, dict[str, Any]]:
+    """The reach and the Job of a node that an earlier run had, for another run of that token. Raises UsageError."""
+    settings = settings_from(terms, capture)
+    job = objects.job(token, number, to.node, agent, plan, settings)
+    return replace(to, job=objects.job_name(token, number), token=token, namespace=settings.namespace), job
+
+
+def settings_from(terms: Mapping[str, Any] | None, capture: str) -> objects.JobSettings:
+    """What the Jobs of a capture were like, from a run's record. Raises UsageError."""
+    given = ((terms or {}).get("jobs") or {}).get(capture)
+    if given is None:
+        raise UsageError(
+            f"the run's record doesn't say what the Jobs of capture {capture} were like (an older version wrote it); "
+            "run the runbook again"
+        )
+    return objects.settings_of(given)
 
 
 def reach_from(given: Mapping[str, Any] | None) -> Reach | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,8 +30,8 @@ from retina_runner.runbook import Capture, KubernetesNodes, LocalNodes, Runbook,
 class Resolved:
     """A runbook with its nodes and plans. `token` tells this run's directories on nodes from every other's.
 
-    `reach` is by plan id, for the plans whose nodes aren't this machine; `jobs` are manifests by name. `notes` are of nodes
-    that may not do.
+    `reach` is by plan id, for the plans whose nodes aren't this machine; `jobs` are manifests by name,
+    `job_settings` what they were made from, by capture. `notes` are of nodes that may not do.
     """
 
     runbook: Runbook
@@ -42,6 +43,7 @@ class Resolved:
     reach: Mapping[str, Reach]
     forks: int = DEFAULT_FORKS
     jobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    job_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -77,7 +79,17 @@ def resolve(chosen: argparse.Namespace) -> Resolved:
     reach |= pods.reach(plans, token, agent)
     work = chosen.work_dir or default_work_directory()
     return Resolved(
-        runbook, plans, run, token, agent, work, reach, chosen.forks or DEFAULT_FORKS, pods.jobs, pods.notes
+        runbook,
+        plans,
+        run,
+        token,
+        agent,
+        work,
+        reach,
+        chosen.forks or DEFAULT_FORKS,
+        pods.jobs,
+        pods.as_record(),
+        pods.notes,
     )
 
 
@@ -132,24 +144,30 @@ class Links:
     def __init__(self, forks: int = DEFAULT_FORKS, jobs: Mapping[str, Mapping[str, Any]] | None = None):
         self._forks = forks
         self._connector: object | None = None
-        self._jobs = jobs or {}
+        self._jobs = {} if jobs is None else jobs  # the caller may add to them
         self._sessions: dict[tuple[str, str, str], Session] = {}
+        self._lock = threading.Lock()
 
     def to(self, reach: Reach | None, work_directory: str) -> Link:
         """A link to this machine, to the host, or to the pod. `work_directory` is the folder for agents there."""
         if reach is None:
             return LocalLink(work_directory)
         if isinstance(reach, PodReach):
-            key = (reach.kubeconfig, reach.context, reach.token)
-            if key not in self._sessions:
-                self._sessions[key] = Session(*key, self._forks)
-            return PodLink(self._sessions[key], reach, self._jobs.get(reach.job))
+            return PodLink(self.session(reach), reach, self._jobs.get(reach.job))
         from retina_runner.executors.ssh import SshLink
         from retina_runner.executors.ssh_connect import Connector
 
         if not isinstance(self._connector, Connector):
             self._connector = Connector(self._forks)
         return SshLink(reach, work_directory, self._connector)
+
+    def session(self, reach: PodReach) -> Session:
+        """What the pods of one run share in one cluster. Raises UsageError."""
+        key = (reach.kubeconfig, reach.context, reach.token)
+        with self._lock:
+            if key not in self._sessions:
+                self._sessions[key] = Session(*key, self._forks)
+            return self._sessions[key]
 
     def close(self) -> None:
         for session in self._sessions.values():

@@ -152,7 +152,7 @@ def _run(resolved: Resolved, chosen: argparse.Namespace, delivery: Delivery, dea
         "event": "run-start", "run": directory.name, "runbook": resolved.runbook.name, "runbook_sha256": resolved.runbook.sha256,
         "version": __version__, "directory": str(directory.path), "duration_s": resolved.runbook.duration_s,
         "fail_on_loss": resolved.runbook.fail_on_loss, "pid": os.getpid(),
-        "terms": {**asdict(terms), **as_record(delivery)},
+        "terms": {**asdict(terms), **as_record(delivery), "jobs": resolved.job_settings},
         "nodes": [
             {"id": t.id, "node": t.node, "capture": t.capture, "executor": t.executor, "directory": t.directory,
              "reach": asdict(resolved.reach[t.id]) if t.id in resolved.reach else None}

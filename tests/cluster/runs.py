@@ -24,6 +24,7 @@ class Runs:
     def __init__(self, api: Api, folder: Path):
         self.api, self.folder = api, folder
         self._started: list[PatientRun] = []
+        self._begun: list[subprocess.Popen[str]] = []
 
     def environment(self) -> dict[str, str]:
         return {"KUBECONFIG": str(self.api.kubeconfig), "RETINA_RUN_NODE_IMAGE": self.api.image}
@@ -38,10 +39,18 @@ class Runs:
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`retina-run WORDS` to its end."""
+        process = self.begin(*words)
+        out, err = process.communicate(timeout=WAIT_S)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        """`retina-run WORDS`, for a test to interrupt."""
         env = {**self.environment(), "PYTHONPATH": str(REPOSITORY), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-        return subprocess.run(
-            [*RETINA_RUN, *words], capture_output=True, text=True, env=env, cwd=self.folder, timeout=WAIT_S, check=False
+        process = subprocess.Popen(
+            [*RETINA_RUN, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=self.folder
         )
+        self._begun.append(process)
+        return process
 
     def left(self) -> list[str]:
         """Everything in the cluster that belongs to these runs."""
@@ -54,10 +63,10 @@ class Runs:
 
     def close(self) -> None:
         """End what still runs."""
-        for run in self._started:
-            if run.process.poll() is None:
-                run.process.kill()
-                run.process.wait()
+        for process in [*(run.process for run in self._started), *self._begun]:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 def by_node(run: Run) -> dict[str, Archive]:

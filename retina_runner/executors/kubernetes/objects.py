@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 RUN_LABEL = "retina-run/run"
@@ -51,6 +51,17 @@ class JobSettings:
     """Directories of the node that are mounted at the same path: where archives are kept."""
     claim: str = ""
     """A PersistentVolumeClaim that is mounted there instead."""
+
+
+def settings_of(given: Mapping[str, Any]) -> JobSettings:
+    """The inverse of dataclasses.asdict, also after JSON. Unknown fields are passed over."""
+    known = {f.name for f in fields(JobSettings)}
+    return JobSettings(**{k: _value(v) for k, v in given.items() if k in known})
+
+
+def _value(given: Any) -> Any:
+    """JSON's lists as tuples, all the way down."""
+    return tuple(map(_value, given)) if isinstance(given, (list, tuple)) else given
 
 
 def capabilities(plan: Mapping[str, Any], settings: JobSettings) -> tuple[str, ...]:
@@ -130,7 +141,6 @@ def job(
 def _pod(
     token: str, node: str, agent_name: str, patience_s: int, plan: Mapping[str, Any], settings: JobSettings
 ) -> dict[str, Any]:
-    terms = [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "hostNetwork": True,
@@ -139,9 +149,7 @@ def _pod(
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": GRACE_S,
         # Not `nodeName`: the scheduler's word on why a pod doesn't fit is worth having.
-        "affinity": {
-            "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}},
-        },
+        "affinity": on_node(node),
         "tolerations": [{"operator": "Exists"}],
         "containers": [_container(agent_name, patience_s, plan, settings)],
         "volumes": [
@@ -157,6 +165,18 @@ def _pod(
         if settings.claim:
             source = {"persistentVolumeClaim": {"claimName": settings.claim}}
         pod["volumes"].append({"name": f"shelf-{number}", **source})
+    return {**pod, **admission(settings)}
+
+
+def on_node(node: str) -> dict[str, Any]:
+    """The affinity that pins a pod to a node."""
+    terms = [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+
+
+def admission(settings: JobSettings) -> dict[str, Any]:
+    """What lets any pod of the settings be made and pull its image."""
+    pod: dict[str, Any] = {}
     if settings.pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in settings.pull_secrets]
     if settings.service_account:
@@ -164,6 +184,11 @@ def _pod(
     if settings.priority_class:
         pod["priorityClassName"] = settings.priority_class
     return pod
+
+
+def resources(settings: JobSettings) -> dict[str, dict[str, str]]:
+    """Requests and limits of a container."""
+    return {kind: dict(p) for kind, p in (("requests", settings.requests), ("limits", settings.limits)) if p}
 
 
 def _container(agent_name: str, patience_s: int, plan: Mapping[str, Any], settings: JobSettings) -> dict[str, Any]:
@@ -176,16 +201,13 @@ def _container(agent_name: str, patience_s: int, plan: Mapping[str, Any], settin
     }
     if settings.privileged:
         security = {"privileged": True, "runAsUser": 0}
-    resources = {
-        kind: dict(pairs) for kind, pairs in (("requests", settings.requests), ("limits", settings.limits)) if pairs
-    }
     return {
         "name": CONTAINER,
         "image": settings.image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": [*agent_argv(agent_name), "hold", WORK_DIRECTORY, "--limit", str(patience_s)],
         "securityContext": security,
-        "resources": resources,
+        "resources": resources(settings),
         "volumeMounts": [
             {"name": "agent", "mountPath": AGENT_DIRECTORY, "readOnly": True},
             {"name": "work", "mountPath": VOLUME},

@@ -66,17 +66,31 @@ class Session:
 
     def delete(self, namespace: str, job: str) -> None:
         """Delete the Job with its pod, and the ConfigMap with the namespace's last one. Idempotent."""
-        options = {"propagationPolicy": "Background"}
-        with self.creates:
-            self._delete(self.job_path(namespace, job), options)
+        self.delete_job(namespace, job)
         with self._lock:
             left = self._agents[namespace] = self._agents.get(namespace, 1) - 1
         if left <= 0:
-            self._delete(f"/api/v1/namespaces/{namespace}/configmaps/{objects.config_map_name(self.token)}", options)
+            self._delete(f"/api/v1/namespaces/{namespace}/configmaps/{objects.config_map_name(self.token)}")
 
-    def _delete(self, path: str, options: Mapping[str, Any]) -> None:
+    def create_job(self, job: Mapping[str, Any]) -> None:
+        """Create a Job that needs no agent. Idempotent. Raises Denied, LinkLost."""
+        with self.creates:
+            self._post(f"/apis/batch/v1/namespaces/{job['metadata']['namespace']}/jobs", job)
+
+    def delete_job(self, namespace: str, job: str) -> None:
+        """Delete a Job with its pod, and nothing else. Idempotent."""
+        with self.creates:
+            self._delete(self.job_path(namespace, job))
+
+    def jobs(self, namespace: str) -> list[tuple[str, str]]:
+        """(token, name) of every Job of any run in the namespace. Raises Denied, LinkLost."""
+        query = {"labelSelector": objects.RUN_LABEL}
+        listed = self.api.pages(f"/apis/batch/v1/namespaces/{namespace}/jobs", query)
+        return [(str(j["metadata"]["labels"][objects.RUN_LABEL]), str(j["metadata"]["name"])) for j in listed]
+
+    def _delete(self, path: str) -> None:
         try:
-            self.api.call("DELETE", path, options)
+            self.api.call("DELETE", path, {"propagationPolicy": "Background"})
         except Denied as denied:
             if denied.status != 404:
                 raise
