@@ -66,6 +66,10 @@ class Shelved:
             wrong = self._fetch(reader, path, give_up)
         except (LinkRefused, LinkLost) as why:
             raise NotStored(str(why)) from None
+        finally:
+            begun = path.with_name(path.name + ".part")  # fetching.fetch's, for the next download to go on with
+            if begun.exists() and not begun.stat().st_size:
+                begun.unlink()
         if wrong:
             raise NotStored(f"from {self}: {wrong}")
 

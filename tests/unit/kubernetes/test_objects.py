@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from retina_runner.bundle import agent_bundle
 from retina_runner.documents import parse_document
-from retina_runner.executors.kubernetes import objects, standalone
+from retina_runner.executors.kubernetes import objects, reading, standalone
 from retina_runner.translate.yaml_text import lines
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -138,3 +139,29 @@ def test_the_cluster_ends_what_a_dead_runner_left() -> None:
     assert spec["activeDeadlineSeconds"] > 60 + 21600
     assert spec["ttlSecondsAfterFinished"] > 0
     assert spec["backoffLimit"] == 0
+
+
+def test_what_a_run_records_of_its_jobs_makes_the_same_jobs() -> None:
+    assert objects.settings_of(json.loads(json.dumps(asdict(EVERYTHING)))) == EVERYTHING
+    assert objects.settings_of({**asdict(SETTINGS), "of_a_newer_version": 1}) == SETTINGS
+
+
+def test_a_reader_of_a_disk_and_one_of_a_claim() -> None:
+    """The least: one folder, read-only; no capability, no network of the node, no token, a bounded life."""
+    disk, claim = reading.Shelf("node-1", "/var/lib/retina-run/archives/incidents"), reading.Shelf("", "", "captures")
+    run = "checkout-20260102030405UTC"
+    same_as_golden(
+        "reading",
+        [
+            reading.job("abc123", "retina-run-abc123-read-0", run, disk, EVERYTHING, 640),
+            reading.job("abc123", "retina-run-abc123-read-1", run, claim, replace(SETTINGS, claim="captures"), 600),
+        ],
+    )
+
+
+def test_a_reader_is_never_privileged() -> None:
+    shelf = reading.Shelf("node-1", "/archives")
+    made = reading.job("abc123", "r", "run", shelf, replace(EVERYTHING, privileged=True), 600)
+    context = made["spec"]["template"]["spec"]["containers"][0]["securityContext"]
+    assert context["capabilities"] == {"drop": ["ALL"]}
+    assert "privileged" not in context
