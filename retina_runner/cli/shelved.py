@@ -114,7 +114,7 @@ class Shelves:
         if settings.claim:
             shelf, path = Shelf("", "", settings.claim), f"{options['path']}/{name}"
         else:
-            shelf, path = Shelf(node.node, f"{options['base']}/{options['path']}"), name
+            shelf, path = Shelf(to.node, f"{options['base']}/{options['path']}"), name
         at = Place(to, shelf)
         self._sizes[at.key] = self._sizes.get(at.key, 0) + node.size_bytes
         return Shelved(self, at, settings, report.run, path, node.size_bytes, node.sha256)
