@@ -1,7 +1,7 @@
 """Where each finished archive goes: straight from its node where a grant allows it, through the runner otherwise.
 
-`via: auto` lets the node store what is large, and what isn't on this machine anyway; a node that can't reach the store is
-told so by the attempt, and the runner does it. Every decision and every result is an event.
+`via: auto` lets the node store what is large and isn't on this machine anyway, where it gets through to the store at that
+moment. What a node can't store, the runner does. Every decision, its reason, and every result is an event.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from retina_runner.executors import LinkRefused
 from retina_runner.secrets import redact
+from retina_runner.units import format_size
 from retina_runner.uploads import SINGLE_MOST_BYTES, Forgotten, NotStored, Parcel, Target
 from retina_runner.uploads.opening import open_target
 
@@ -22,6 +23,8 @@ GRANT_SLACK_S = 600.0
 LEAST_RATE_BYTES_S = 500_000
 """What a node is trusted to send at least: how long a grant has to live for an archive of some size."""
 GRANTS_MOST = 3
+REACH_LIMIT_S = 20.0
+"""How long a node may take to say which stores it reaches; its own handshakes give up after 5 s."""
 Call = Callable[..., dict[str, Any]]
 Event = dict[str, Any]
 
@@ -39,6 +42,15 @@ class Place:
             return self.target.describe()
         return f"{self.options['base']}/{self.options['path']} on the node"
 
+    def plan(self) -> str:
+        """Who will store here, for people, before a run. Touches nothing."""
+        via = self.target.via if self.target is not None else "node"
+        by = {
+            "runner": "the runner", "node": "its node" + (", or else the runner" if self.target is not None else ""),
+            "auto": f"its node above {format_size(SINGLE_MOST_BYTES)} where that reaches it, the runner otherwise",
+        }  # fmt: skip
+        return f"{self.describe()}, by {by[via]}"
+
 
 def open_places(uploads: Sequence[Mapping[str, Any]]) -> tuple[Place, ...]:
     """Targets of `{"kind": …, "options": …}`, as runbooks and a run's record have them."""
@@ -52,6 +64,7 @@ class Delivery:
         self.places, self._run, self.keep = tuple(places), run, keep
         self._lock = threading.Lock()
         self._by_node: dict[str, dict[int, str]] = {}
+        self._reasons: dict[tuple[str, int], str] = {}
         self._parcels: list[tuple[Target, Parcel]] = []
 
     def preflight(self, needed_s: float) -> None:
@@ -62,6 +75,17 @@ class Delivery:
                     place.target.preflight(needed_s)
                 except NotStored as why:
                     raise NotStored(f"upload to {place.describe()} can't work: {why}") from None
+
+    def reach(self, local: bool, call: Call) -> list[dict[str, Any]]:
+        """Which stores, of those that nodes may store at, a node gets through to now: `target`, `ok` and `why` of each.
+
+        Raises LinkLost. Nothing is asked of a node that is this machine: the pre-flight has been there.
+        """
+        asked = [] if local else [(p, where) for p in self.places if (where := _place(p)) is not None]
+        return [
+            {"target": place.describe(), **answer}
+            for (place, _), answer in zip(asked, _reached([where for _, where in asked], call), strict=True)
+        ]
 
     # -- from the node ---------------------------------------------------------------------------------------------------
 
@@ -84,15 +108,19 @@ class Delivery:
                 else:
                     done[number] = ""
                     yield {**told, "state": "failed", "why": str(answer.get("why"))}
-            elif place.target.via == "node" or (
-                place.target.via == "auto" and not local and parcel.size_bytes > SINGLE_MOST_BYTES
-            ):
+                continue
+            by_node, reason = _way(place, parcel.size_bytes, local, call)
+            with self._lock:
+                self._reasons[identifier, number] = reason
+            if by_node:
                 try:
                     done[number] = self._granted(place.target, parcel, directory, call)
-                    yield {**told, "state": "stored", "location": done[number]}
+                    yield {**told, "state": "stored", "location": done[number], "chosen": reason}
                     with self._lock:
                         self._parcels.append((place.target, parcel))
                 except (NotStored, LinkRefused) as why:
+                    with self._lock:
+                        self._reasons[identifier, number] = "its node couldn't"
                     yield {
                         "event": "warning",
                         "why": f"the node can't store at {place.describe()}, the runner does: {why}",
@@ -125,6 +153,17 @@ class Delivery:
                 afresh = True
         raise AssertionError("the last grant returns or raises")
 
+    def note(self, identifier: str, node: str, archive: Mapping[str, Any], manifest: bytes) -> str:
+        """Put the manifest of an archive that its node has stored beside it, everywhere; why not, or nothing."""
+        parcel = Parcel(self._run, node, Path(str(archive["name"])), str(archive["sha256"]), int(archive["size_bytes"]))
+        for number, place in enumerate(self.places):
+            if place.target is not None and self._by_node[identifier].get(number):
+                try:
+                    place.target.note(parcel, "manifest.json", manifest)
+                except NotStored as why:
+                    return f"its manifest isn't at {place.describe()}: {why}"
+        return ""
+
     def begin_with(self, identifier: str, stored: Collection[str]) -> None:
         """What of an archive is stored already, by `describe` of its places: an earlier runner's work."""
         self._by_node[identifier] = {n: p.describe() for n, p in enumerate(self.places) if p.describe() in stored}
@@ -145,10 +184,13 @@ class Delivery:
         """What the runner stores; the copy here goes when that is wanted, and every target has confirmed."""
         parcel = Parcel(self._run, node, path, sha256, path.stat().st_size)
         done = dict(self._by_node.get(identifier, {}))
+        whole = True
         for number, place in enumerate(self.places):
             if place.target is None or (number in done and not (done[number] and manifest)):
                 continue
             told = {"event": "upload", "target": place.describe(), "via": "runner"}
+            reason = self._reasons.get((identifier, number))
+            told |= {"chosen": reason} if reason else {}
             try:
                 if number in done:  # the node's work, or an earlier runner's: the manifest is what is left to do
                     place.target.note(parcel, "manifest.json", manifest)
@@ -160,9 +202,9 @@ class Delivery:
                 if manifest:
                     place.target.note(parcel, "manifest.json", manifest)
             except NotStored as why:
-                done[number] = done.get(number, "")
+                done[number], whole = done.get(number, ""), False
                 yield {**told, "state": "failed", "why": str(why)}
-        if self.keep != "always" and self.places and all(done.get(n) for n in range(len(self.places))):
+        if self.keep != "always" and self.places and whole and all(done.get(n) for n in range(len(self.places))):
             path.unlink()
             yield {"event": "delivered", "location": done[0]}
 
@@ -178,6 +220,44 @@ class Delivery:
             except NotStored as why:
                 problems.append(f"run.json isn't at {target.describe()}: {why}")
         return tuple(problems)
+
+
+def _way(place: Place, size_bytes: int, local: bool, call: Call) -> tuple[bool, str]:
+    """Whether the node stores it, and why, for people. Raises LinkLost."""
+    assert place.target is not None
+    via = place.target.via
+    if via != "auto":
+        return via == "node", f"via: {via}"
+    size = format_size(size_bytes)
+    if local:
+        return False, "auto: its node is this machine"
+    if size_bytes <= SINGLE_MOST_BYTES:
+        return False, f"auto: {size} is small"
+    try:
+        where = _place(place)
+    except NotStored as why:
+        return False, f"auto: {why}"
+    if where is None:
+        return False, "auto: the credential can't be narrowed to one archive, and isn't given to nodes"
+    (answer,) = _reached([where], call)
+    if not answer["ok"]:
+        return False, f"auto: its node doesn't get through: {answer['why']}"
+    return True, f"auto: {size} is large, and its node gets through"
+
+
+def _place(place: Place) -> dict[str, Any] | None:
+    """What a node would have to reach to store there itself."""
+    return place.target.place() if place.target is not None and place.target.via != "runner" else None
+
+
+def _reached(places: Sequence[Mapping[str, Any]], call: Call) -> list[dict[str, Any]]:
+    if not places:
+        return []
+    try:
+        answer = call("reach", stdin=json.dumps({"places": places}).encode(), limit_s=REACH_LIMIT_S)
+        return [{"ok": bool(a["ok"]), "why": redact(str(a["why"]))} for a in answer["places"]]
+    except LinkRefused as refused:
+        return [{"ok": False, "why": refused.why}] * len(places)
 
 
 def as_record(delivery: Delivery) -> dict[str, Any]:

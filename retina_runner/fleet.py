@@ -25,10 +25,11 @@ from retina_runner.agent.context import utc
 from retina_runner.agent.session import begin_lead_s
 from retina_runner.bundle import AgentBundle
 from retina_runner.delivery import Delivery
+from retina_runner.errors import ArchiveError
 from retina_runner.executors import Clock, Link, LinkLost, LinkRefused
 from retina_runner.fetching import Throttle, fetch
 from retina_runner.freezing import Duties, Freezes, Hands, Postponed
-from retina_runner.verification import Verification
+from retina_runner.verification import Verification, first_manifest
 
 LEAD_MARGIN_S, LEAD_MOST_S = 1.0, 60.0
 RECONNECT_FIRST_S, RECONNECT_MOST_S = 1.0, 20.0
@@ -357,9 +358,11 @@ class Fleet:
         """Ask the node whether it can do the plan; what keeps it from it, or None."""
         report = target.link.call("check", "--directory", target.work_directory, stdin=target.plan)
         problems = [{"what": p["what"], "why": p["why"], "hint": p["hint"]} for p in report["problems"]]
+        reached = self._delivery.reach(target.executor == "local", target.link.call)
+        stores = {"stores": reached} if reached else {}
         self._say("node-check", target, ok=report["ok"], problems=problems,
                   facts={"kernel": report["host"]["kernel"], "distribution": report["host"]["distribution"],
-                         "free_bytes": report["disk"]["free_bytes"]})  # fmt: skip
+                         "free_bytes": report["disk"]["free_bytes"]}, **stores)  # fmt: skip
         return None if report["ok"] else next(p for p in report["problems"] if p["severity"] == "fatal")
 
     def _bring_back(self, target: Target, follower: _Follower) -> None:
@@ -388,8 +391,11 @@ class Fleet:
             lambda *words, **options: self._call_persistently(target, *words, **options),
         ))  # fmt: skip
         if not self._delivery.wanted_here(target.id):
-            self._say("delivered", target, location=self._delivery.location(target.id))
-            return True
+            trouble = self._delivery.note(target.id, target.node, archive, self._manifest(target, archive))
+            if not trouble:
+                self._say("delivered", target, location=self._delivery.location(target.id))
+                return True
+            self._say("warning", target, why=f"{trouble}; the archive is fetched, so that it can be made up for")
         path = self._fetch(target, archive, urgent)
         verified = self._verify(path)
         problems = verified.problems
@@ -401,6 +407,19 @@ class Fleet:
         manifest = json.dumps(verified.manifest, indent=1).encode() if verified.manifest else b""
         self._say_all(target, self._delivery.store(target.id, target.node, path, archive["sha256"], manifest))
         return True
+
+    def _manifest(self, target: Target, archive: Mapping[str, Any]) -> bytes:
+        """The manifest of an archive that stays where it is: its first member, of which no more is read than that."""
+        found: list[dict[str, Any]] = []
+
+        def read() -> None:
+            try:
+                found.append(first_manifest(target.link.fetch(target.directory, str(archive["name"]), 0)))
+            except ArchiveError as error:
+                raise LinkRefused(str(archive["name"]), str(error), f"it is in {target.directory}") from None
+
+        self._persistently(target, read)
+        return json.dumps(found[-1], indent=1).encode()
 
     def _bring_recording(self, row: Target, archive: Mapping[str, Any], urgent: Callable[[], bool]) -> bool:
         """As `_bring`, of a frozen window; what goes wrong with it is this one's trouble alone. The node then lets go of it."""

@@ -45,6 +45,8 @@ class UploadReport:
     location: str = ""
     why: str = ""
     via: str = "runner"
+    chosen: str = ""
+    """Why the runner, or the node, was the one to store it."""
 
 
 @dataclass(frozen=True)
@@ -298,6 +300,7 @@ def _on_node(node: NodeReport, kind: str, event: Mapping[str, Any]) -> NodeRepor
                 event.get("location", ""),
                 event.get("why", ""),
                 event.get("via", "runner"),
+                event.get("chosen", ""),
             )
             # A later attempt at the same target takes the place of the one that failed.
             others = tuple(u for u in node.uploads if u.target != upload.target)

@@ -298,6 +298,8 @@ def _upload(given: Mapping[str, Any], path: Path_, folder: Path) -> Upload:
         return Upload(kind, {"path": str(folder / options)}, (*path, kind))
     if kind == "host_path":
         options = {**options, "keep_s": options.get("keep_for")}
+    if options.get("ca_file"):
+        options = {**options, "ca_file": str(folder / Path(options["ca_file"]).expanduser())}
     return Upload(kind, options, (*path, kind))
 
 

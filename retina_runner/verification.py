@@ -167,18 +167,56 @@ def _known_partial(manifest: dict[str, Any] | None, name: str) -> bool:
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
     """The manifest alone, from the archive's first bytes. Raises ArchiveError."""
-    found = _Findings()
     try:
         with open(path, "rb") as file:
-            for tar, member in _members(Inflater(file, MOST_MANIFEST_BYTES + _TAR_OVERHEAD)):
-                _check_name(member)
-                _read_manifest(tar, member, found)
-                break
-    except (Damaged, tarfile.TarError, OSError) as error:
+            return _first(file)
+    except (ArchiveError, OSError) as error:
         raise ArchiveError(f"{path}: {error}") from error
+
+
+def first_manifest(chunks: Iterator[bytes]) -> dict[str, Any]:
+    """As `read_manifest`, of an archive that comes in pieces; takes no more of them than that. Raises ArchiveError."""
+    with io.BufferedReader(_Pieces(chunks), _CHUNK) as file:
+        return _first(file)
+
+
+def _first(file: IO[bytes]) -> dict[str, Any]:
+    found = _Findings()
+    try:
+        for tar, member in _members(Inflater(file, MOST_MANIFEST_BYTES + _TAR_OVERHEAD)):
+            _check_name(member)
+            _read_manifest(tar, member, found)
+            break
+    except (Damaged, tarfile.TarError) as error:
+        raise ArchiveError(str(error)) from error
     if found.manifest is None:
-        raise ArchiveError(f"{path}: there is nothing in it")
+        raise ArchiveError("there is nothing in it")
     return found.manifest
+
+
+class _Pieces(io.RawIOBase):
+    """A file of what an iterator yields."""
+
+    def __init__(self, chunks: Iterator[bytes]):
+        self._chunks, self._rest, self._at = chunks, b"", 0
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._rest = chunk
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        self._at += count
+        return count
 
 
 def unpack(path: str | Path, into: str | Path) -> Path:

@@ -1,5 +1,5 @@
-"""The agent's verbs, one JSON object a line on stdout: check, start, release, freeze, events, alive, fetch, drop, upload, keep,
-stop, remove, bytecode, clock, serve, hold.
+"""The agent's verbs, one JSON object a line on stdout: check, start, release, freeze, events, alive, fetch, drop, reach, upload,
+keep, stop, remove, bytecode, clock, serve, hold.
 
 Exit status 0 when the verb did what it says, 2 for a plan or directory that won't do, 1 for a bug (a traceback).
 """
@@ -57,6 +57,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             verb.add_argument("--name", required=True)
     check = verbs.choices["check"]
     check.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where `start` would be told to work")
+    verbs.add_parser("reach", help="which of the places on stdin does this node get through to?")
     verbs.add_parser("clock", help="answer each line on stdin with this node's Unix time")
     verbs.add_parser("serve", help="answer requests on stdin, one a line: all verbs over one connection")
     holds = verbs.add_parser("hold", help="be a pod's first process: wait while agents work below DIRECTORY")
@@ -228,6 +229,13 @@ def _fetch(chosen: argparse.Namespace) -> int:
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _reach(chosen: argparse.Namespace) -> int:
+    from retina_runner.agent.upload import reach
+
+    _say({"ok": True, "places": reach(json.loads(sys.stdin.buffer.read())["places"])})
     return 0
 
 

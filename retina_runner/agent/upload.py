@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 from urllib.parse import quote, urlsplit
@@ -79,7 +80,9 @@ class _Errand:
         ]  # fmt: skip
         tag = hashlib.sha256(f"{where.netloc}{where.path}".encode()).hexdigest()[:12]
         self.memory = path.parent.parent / f"upload-{tag}.json"
-        self.web = Web(str(grant.get("ca_pem") or ""), give_up_at=time.monotonic() + deadline_s)
+        self.web = Web(
+            str(grant.get("ca_pem") or ""), str(grant.get("proxy") or ""), give_up_at=time.monotonic() + deadline_s
+        )
         self.content_type = str(grant.get("content_type") or "application/octet-stream")
         self.buffer = bytearray(PIECE_BYTES)
         self.skipped = self.sent = 0
@@ -254,15 +257,21 @@ class _Alone:
 
 
 def reach(places: List[Mapping[str, Any]], each_s: float = 5.0) -> List[Dict[str, Any]]:
-    """Which of these origins (`url`, perhaps `ca_pem`) this node gets through to; nothing but a handshake is sent."""
-    answers: List[Dict[str, Any]] = []
-    for place in places:
+    """Which of these origins (`url`, perhaps `ca_pem` and `proxy`) this node gets through to, all of them at once.
+
+    Nothing but a handshake is sent. `why` is nothing, or what is in the way.
+    """
+
+    def one(place: Mapping[str, Any]) -> Dict[str, Any]:
+        web = Web(str(place.get("ca_pem") or ""), str(place.get("proxy") or ""), timeout_s=each_s)
         try:
-            Web(str(place.get("ca_pem") or ""), timeout_s=each_s).reach(str(place["url"]))
-            answers.append({"ok": True})
+            web.reach(str(place["url"]))
+            return {"ok": True, "why": ""}
         except (Unreachable, Untrusted) as error:
-            answers.append({"ok": False, "why": str(error)})
-    return answers
+            return {"ok": False, "why": str(error)}
+
+    with ThreadPoolExecutor(max(1, len(places))) as pool:
+        return list(pool.map(one, places))
 
 
 def _md5() -> Any:

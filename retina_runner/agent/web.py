@@ -49,6 +49,10 @@ class Unreachable(Exception):
     """No connection could be made, or every one broke, for as long as patience lasted."""
 
 
+class NotPassed(Exception):
+    """The proxy doesn't let this node through."""
+
+
 class Untrusted(Exception):
     """The host's certificate isn't one that this node, or the given authority, vouches for."""
 
@@ -66,6 +70,8 @@ class Web:
     beyond `give_up_at` (monotonic seconds)."""
 
     ca_pem: str = ""
+    proxy: str = ""
+    """The proxy's URL, `none` for a direct way whatever the environment says, or nothing for the environment's."""
     patience_s: float = 300.0
     give_up_at: float = float("inf")
     timeout_s: float = 60.0
@@ -73,6 +79,8 @@ class Web:
     reached: bool = False
     _connection: Optional[http.client.HTTPConnection] = field(default=None, repr=False)
     _at: Tuple[str, str] = field(default=("", ""), repr=False)
+    _passing: Dict[str, str] = field(default_factory=dict, repr=False)
+    """What a proxy that sees the requests (http) wants to be told with each."""
 
     def send(self, method: str, url: str, body: Callable[[], Body], headers: Mapping[str, str]) -> Answer:
         """Send until there is an answer; `body` is called for each try. Raises Answered, Unreachable, Untrusted, OSError.
@@ -96,6 +104,9 @@ class Web:
             except ssl.SSLCertVerificationError as error:
                 self.close()
                 raise Untrusted(f"{urlsplit(url).hostname}: {error.verify_message}") from None
+            except NotPassed as error:
+                self.close()
+                raise Unreachable(f"{urlsplit(url).hostname}: {error}") from None
             except BodyError:
                 self.close()
                 raise
@@ -116,7 +127,7 @@ class Web:
         parts = urlsplit(url)
         connection, path = self._open(url)
         connection.putrequest(method, path + (f"?{parts.query}" if parts.query else ""), skip_accept_encoding=True)
-        for name, value in headers.items():
+        for name, value in {**headers, **self._passing}.items():
             connection.putheader(name, value)
         connection.endheaders()
         broke: Optional[OSError] = None
@@ -147,10 +158,11 @@ class Web:
         """The connection for this URL, and the request target without the query: absolute by way of an HTTP proxy."""
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-        proxy = _proxy(parts.scheme, parts.netloc)
+        proxy = _proxy(parts.scheme, parts.netloc, self.proxy)
         target = parts.path or "/"
+        self._passing = {}
         if proxy is not None and parts.scheme == "http":
-            target = f"http://{parts.netloc}{target}"
+            target, self._passing = f"http://{parts.netloc}{target}", proxy[2]
         if self._connection is not None and self._at == (parts.scheme, parts.netloc):
             return self._connection, target
         self.close()
@@ -164,7 +176,17 @@ class Web:
                 connection.set_tunnel(host, port, via_headers)
         else:
             connection = http.client.HTTPConnection(via_host, via_port, timeout=self.timeout_s)
-        connection.connect()
+        try:
+            connection.connect()
+        except ssl.SSLCertVerificationError:
+            raise
+        except (OSError, http.client.HTTPException) as error:
+            if proxy is None:
+                raise
+            text = _named(error)
+            # Not mended by trying again: it wants other credentials, or has a rule against this store.
+            kind = NotPassed if text.startswith("Tunnel connection failed: 4") else OSError
+            raise kind(f"the proxy {via_host}:{via_port}: {text}") from None
         if connection.sock is not None:
             # Headers and body are separate writes: without this, the last piece of each waits for an acknowledgement.
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -178,6 +200,8 @@ class Web:
             self._open(url)
         except ssl.SSLCertVerificationError as error:
             raise Untrusted(f"{host}: {error.verify_message}") from None
+        except NotPassed as error:
+            raise Unreachable(f"{host}: {error}") from None
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(f"{host}: {_named(error)}") from None
         finally:
@@ -238,14 +262,17 @@ def _named(error: Exception) -> str:
     return type(error).__name__
 
 
-def _proxy(scheme: str, netloc: str) -> Optional[Tuple[str, int, Dict[str, str]]]:
-    """Host, port and headers of the proxy that https_proxy, http_proxy and no_proxy say; None for none."""
-    given = urllib.request.getproxies().get(scheme)
-    if not given or urllib.request.proxy_bypass(netloc):
+def _proxy(scheme: str, netloc: str, given: str) -> Optional[Tuple[str, int, Dict[str, str]]]:
+    """Host, port and headers of the proxy that was given, or else of https_proxy, http_proxy and no_proxy; None for none."""
+    if given == "none":
         return None
+    if not given:
+        given = urllib.request.getproxies().get(scheme, "")
+        if not given or urllib.request.proxy_bypass(netloc):
+            return None
     parts = urlsplit(given if "//" in given else f"//{given}")
     headers = {}
     if parts.username:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
         headers["Proxy-Authorization"] = "Basic " + base64.b64encode(pair).decode()
-    return (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80), headers)
+    return (parts.hostname or "", parts.port or 80, headers)

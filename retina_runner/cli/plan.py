@@ -12,6 +12,7 @@ from typing import Any
 from retina_runner import planning
 from retina_runner.agent import facts, process
 from retina_runner.cli.resolve import Resolved, host_shelves, resolve, work_directory_of
+from retina_runner.delivery import open_places
 from retina_runner.errors import Exit, UsageError
 from retina_runner.executors.kubernetes import standalone
 from retina_runner.executors.kubernetes.link import PodReach
@@ -35,6 +36,8 @@ def main(chosen: argparse.Namespace) -> int:
     for note in resolved.notes:
         print(note)
     print("\n".join(planning.describe(resolved.plans, resolved.runbook)))
+    for place in open_places([{"kind": u.kind, "options": u.options} for u in resolved.runbook.uploads]):
+        print(f"  archives to {place.plan()}")
     here = facts.rights()
     for plan in resolved.plans:
         told = planning.detail(plan)

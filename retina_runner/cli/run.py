@@ -79,33 +79,39 @@ def _main(chosen: argparse.Namespace, deadline_s: float | None) -> int:
         for note in resolved.notes:
             print(f"retina-run: {note}", file=sys.stderr)
     if not (chosen.json or chosen.quiet or chosen.quiet_ok):
-        print("\n".join(planning.describe(resolved.plans, resolved.runbook)), flush=True)
+        print("\n".join(planning.describe(resolved.plans, resolved.runbook)))
+        for place in delivery.places:
+            print(f"  archives to {place.plan()}")
+        sys.stdout.flush()
     if chosen.check:
-        return _check(resolved)
+        return _check(resolved, delivery)
     return _run(resolved, chosen, delivery, deadline_s)
 
 
-def _check(resolved: Resolved) -> int:
+def _check(resolved: Resolved, delivery: Delivery) -> int:
     """Ask every node whether it could, `forks` at a time, and say it in the plan's order; the exit status."""
     from concurrent.futures import ThreadPoolExecutor
 
     status = Exit.OK
     links = Links(resolved.forks, resolved.jobs)
     with ThreadPoolExecutor(resolved.forks, thread_name_prefix="check") as pool:
-        answers = pool.map(lambda number: _ask(resolved, links, number), range(len(resolved.plans)))
+        answers = pool.map(lambda number: _ask(resolved, links, number, delivery), range(len(resolved.plans)))
         for plan, answer in zip(resolved.plans, answers, strict=True):
             print(f"{plan.id}: {'ok' if answer['ok'] else 'not possible'}")
             for problem in answer["problems"]:
                 kind = "gap" if problem["severity"] == "gap" else "problem"
                 hint = f" ({problem['hint']})" if problem["hint"] else ""
                 print(f"  {kind}: {problem['what']}: {problem['why']}{hint}")
+            for store in answer.get("stores", ()):
+                if not store["ok"]:
+                    print(f"  gap: {store['target']}: {store['why']} (the runner will store the archive)")
             if not answer["ok"]:
                 status = Exit.UNTOUCHED
     links.close()
     return status
 
 
-def _ask(resolved: Resolved, links: Links, number: int) -> dict[str, Any]:
+def _ask(resolved: Resolved, links: Links, number: int, delivery: Delivery) -> dict[str, Any]:
     """The node's own answer to `check`; the agent is installed for that, and taken away again."""
     plan = resolved.plans[number]
     link = links.to(resolved.reach.get(plan.id), work_directory_of(resolved, plan))
@@ -114,7 +120,8 @@ def _ask(resolved: Resolved, links: Links, number: int) -> dict[str, Any]:
         link.connect()
         link.install(resolved.agent)
         try:
-            return link.call("check", "--directory", work_directory_of(resolved, plan), stdin=supplied)
+            answer = link.call("check", "--directory", work_directory_of(resolved, plan), stdin=supplied)
+            return {**answer, "stores": delivery.reach(plan.executor == "local", link.call)}
         finally:
             link.call("remove", directory_of(resolved, number))
     except LinkRefused as refused:

@@ -85,6 +85,13 @@ class Target(Protocol):
         """Put a small file beside the archive (its manifest, the run's `run.json`). Raises NotStored."""
         ...
 
+    def place(self) -> dict[str, Any] | None:
+        """What a node has to get through to before a grant is of use: `url` and the names of `Route.for_node`.
+
+        None where nobody can be granted anything: the runner stores. Raises NotStored.
+        """
+        ...
+
     def grant(self, parcel: Parcel, life_s: float) -> Grant | None:
         """What lets the node store the archive itself; None where this target can't give that to anybody."""
         ...
@@ -130,16 +137,6 @@ def block_bytes(size_bytes: int) -> int:
     """How large the blocks of an archive are: 8 MiB, more where there would be too many."""
     least = -(-size_bytes // MOST_BLOCKS)
     return max(BLOCK_BYTES, -(-least // (1 << 20)) << 20)
-
-
-def pem_of(ca_file: str) -> str:
-    """The certificates of a CA file of this machine's, for a node that hasn't got it; empty for none. Raises NotStored."""
-    if not ca_file:
-        return ""
-    try:
-        return Path(ca_file).expanduser().read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotStored(f"ca_file {ca_file}: {getattr(error, 'strerror', None) or 'is no PEM file'}") from None
 
 
 def check_clock(date: str) -> None:

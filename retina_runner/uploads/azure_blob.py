@@ -29,8 +29,8 @@ from retina_runner.uploads import (
     check_clock,
     content_type,
     key_of,
-    pem_of,
 )
+from retina_runner.uploads.route import Route
 
 GRANT_VERSION = "2021-12-02"
 """x-ms-version of the node's own requests: old enough for every store, new enough for blocks of 4,000 MiB."""
@@ -43,7 +43,7 @@ class AzureBlobTarget:
         self._url = str(options["container_url"]).rstrip("/")
         self._credential = str(options.get("credential") or "default")
         self._prefix, self._key = str(options.get("prefix") or ""), str(options.get("key") or DEFAULT_KEY)
-        self._ca_file = str(options.get("ca_file") or "")
+        self._route = Route.of(options)
         self.via = str(options.get("via") or "auto")
         self._secret: Secret | None = None
         self._made: Any = None
@@ -52,6 +52,10 @@ class AzureBlobTarget:
         return self._url
 
     # -- the client ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _origin(self) -> str:
+        return "{0.scheme}://{0.netloc}".format(urlsplit(self._url))
 
     @property
     def _name(self) -> str:
@@ -69,16 +73,25 @@ class AzureBlobTarget:
                 raise NotStored(redact(str(error))) from None
         return self._made
 
-    def _connect(self) -> Any:
-        from azure.storage.blob import ContainerClient, ExponentialRetry
+    def _settings(self) -> dict[str, Any]:
+        from azure.storage.blob import ExponentialRetry
 
         settings: dict[str, Any] = {
             "max_single_put_size": SINGLE_MOST_BYTES, "max_block_size": BLOCK_BYTES,
             "retry_policy": ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=4),
             "connection_timeout": 20, "read_timeout": 120,
         }  # fmt: skip
-        if pem_of(self._ca_file):  # the SDK would say so with a traceback at its first request
-            settings["connection_verify"] = self._ca_file
+        authorities, proxies = self._route.authorities(), self._route.proxies()
+        if authorities:
+            settings["connection_verify"] = authorities
+        if proxies is not None:
+            settings["proxies"] = proxies
+        return settings
+
+    def _connect(self) -> Any:
+        from azure.storage.blob import ContainerClient
+
+        settings = self._settings()
         if self._credential == "default":
             try:
                 from azure.identity import DefaultAzureCredential
@@ -212,30 +225,35 @@ class AzureBlobTarget:
 
     # -- nodes that store themselves -----------------------------------------------------------------------------------
 
+    def place(self) -> dict[str, Any] | None:
+        return {"url": self._origin, **self._route.for_node()} if self._can_sign() else None
+
+    def _can_sign(self) -> bool:
+        """Only an account's key or an identity can sign for one blob: a SAS can't sign a narrower one."""
+        return self._credential == "default" or bool(self._account_key())
+
+    def _account_key(self) -> str:
+        return str(getattr(getattr(self._client(), "credential", None), "account_key", None) or "")
+
     def grant(self, parcel: Parcel, life_s: float) -> Grant | None:
         from azure.storage.blob import BlobSasPermissions, generate_blob_sas
 
+        if not self._can_sign():
+            return None
         client = self._client()
         key = key_of(self._key, self._prefix, parcel)
         if self._compare(client.get_blob_client(key), parcel, f"{self._url}/{quote(key)}"):
             return Grant(key, {"kind": "there"})
-        # A SAS can't sign a narrower one: only an account's key or an identity can.
-        signing: dict[str, Any] = {}
-        account_key = getattr(getattr(client, "credential", None), "account_key", None)
-        if account_key:
-            signing["account_key"] = account_key
-        elif self._credential == "default":
+        signing: dict[str, Any] = {"account_key": self._account_key()}
+        if self._credential == "default":
             from azure.storage.blob import BlobServiceClient
 
-            service = BlobServiceClient(
-                f"{urlsplit(self._url).scheme}://{urlsplit(self._url).netloc}", client.credential
-            )
+            service = BlobServiceClient(self._origin, client.credential, **self._settings())
             now = datetime.now(timezone.utc)
-            signing["user_delegation_key"] = service.get_user_delegation_key(
+            delegated = service.get_user_delegation_key(
                 now - timedelta(minutes=5), now + timedelta(seconds=life_s + 300)
             )
-        else:
-            return None
+            signing = {"user_delegation_key": delegated}
         sas = generate_blob_sas(
             client.account_name, client.container_name, key, permission=BlobSasPermissions(create=True, write=True),
             expiry=datetime.now(timezone.utc) + timedelta(seconds=life_s), **signing,
@@ -245,7 +263,7 @@ class AzureBlobTarget:
         return Grant(key, {
             "kind": "azure", "url": f"{self._url}/{quote(key)}?{sas}", "version": GRANT_VERSION,
             "block_bytes": block_bytes(size), "single_most_bytes": SINGLE_MOST_BYTES,
-            "content_type": content_type(key), "ca_pem": pem_of(self._ca_file),
+            "content_type": content_type(key), **self._route.for_node(),
             "headers": {f"x-ms-meta-{k}": v for k, v in parcel.metadata.items()}, "sha256": parcel.sha256,
         })  # fmt: skip
 

@@ -80,6 +80,9 @@ class DirectoryTarget:
         except OSError as error:
             raise NotStored(f"{path}: {error.strerror}") from error
 
+    def place(self) -> dict[str, Any] | None:
+        return None
+
     def grant(self, parcel: Parcel, life_s: float) -> Grant | None:
         return None  # a folder of this machine's isn't the node's
 

@@ -26,8 +26,8 @@ from retina_runner.uploads import (
     check_clock,
     content_type,
     key_of,
-    pem_of,
 )
+from retina_runner.uploads.route import Route
 
 READ_BYTES = 1 << 20
 
@@ -39,6 +39,7 @@ class S3Target:
         self._bucket = str(options["bucket"])
         self._options = options
         self._prefix, self._key = str(options.get("prefix") or ""), str(options.get("key") or DEFAULT_KEY)
+        self._route = Route.of(options)
         self.via = str(options.get("via") or "auto")
         self._made: Any = None
 
@@ -55,18 +56,19 @@ class S3Target:
                 raise NotStored("s3 needs boto3: pip install 'retina-run[s3]'") from None
             for noisy in ("boto3", "botocore", "urllib3"):
                 logging.getLogger(noisy).setLevel(logging.WARNING)  # at DEBUG they print signatures
-            pem_of(str(self._options.get("ca_file") or ""))
+            authorities, proxies = self._route.authorities(), self._route.proxies()
             endpoint = self._options.get("endpoint_url")
             path_style = self._options.get("path_style", bool(endpoint))
             config = Config(
                 signature_version="s3v4", s3={"addressing_style": "path" if path_style else "auto"}, connect_timeout=20,
                 read_timeout=120, retries={"max_attempts": 4, "mode": "standard"},
                 request_checksum_calculation="when_required", response_checksum_validation="when_required",
+                proxies=proxies,
             )  # fmt: skip
             try:
                 self._made = boto3.client(
                     "s3", region_name=self._options.get("region") or ("us-east-1" if endpoint else None),
-                    endpoint_url=endpoint, verify=self._options.get("ca_file") or None, config=config, **self._keys(),
+                    endpoint_url=endpoint, verify=authorities, config=config, **self._keys(),
                 )  # fmt: skip
             except SecretError as error:
                 raise NotStored(str(error)) from None
@@ -206,12 +208,17 @@ class S3Target:
 
     # -- nodes that store themselves -----------------------------------------------------------------------------------
 
+    def place(self) -> dict[str, Any] | None:
+        # A bucket's own host name is told by what is signed for it.
+        signed = urlsplit(self._client().generate_presigned_url("head_bucket", Params={"Bucket": self._bucket}))
+        return {"url": f"{signed.scheme}://{signed.netloc}", **self._route.for_node()}
+
     def grant(self, parcel: Parcel, life_s: float) -> Grant | None:
         key, client = key_of(self._key, self._prefix, parcel), self._client()
         if self._compare(key, parcel):
             return Grant(key, {"kind": "there"})
         life, size = int(life_s), parcel.size_bytes
-        document: dict[str, Any] = {"sha256": parcel.sha256, "ca_pem": pem_of(str(self._options.get("ca_file") or ""))}
+        document: dict[str, Any] = {"sha256": parcel.sha256, **self._route.for_node()}
         if size <= SINGLE_MOST_BYTES:
             signed = {
                 "Bucket": self._bucket,

@@ -16,6 +16,7 @@ from retina_runner.views.table import plain, table
 ORDER = ("checked", "ready", "capturing", "collecting", "archiving", "collected")
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 BETWEEN = {"pending": -1, "preparing": 0, "waiting": 1, "fetching": 4, "partial": 5}
+SHOWN = ("collector", "status", "state", "target", "chosen", "limit", "what", "why", "signal")
 OUT = ("failed", "abandoned", "skipped")
 
 
@@ -76,6 +77,6 @@ class QuietOk:
 
 def _words(event: Mapping[str, Any]) -> str:
     where = f"{event['id']}: " if event.get("id") else ""
-    parts = [str(event[k]) for k in ("collector", "status", "limit", "what", "why", "signal") if event.get(k)]
+    parts = [str(event[k]) for k in SHOWN if event.get(k)]
     hint = f" ({event['hint']})" if event.get("hint") else ""
     return f"{where}{event['event']}: {': '.join(parts)}{hint}"

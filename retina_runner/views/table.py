@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 from retina_runner.errors import EXIT_CODES, Exit
 from retina_runner.report import NodeReport, RunReport, Trouble
@@ -29,6 +30,7 @@ def table(report: RunReport) -> str:
         ((n, Trouble(e.expression, e.why)) for n in report.nodes for e in n.findings),
         len(report.nodes),
     )
+    lines += _stored(report.nodes)
     for node in report.nodes:
         for upload in node.uploads:
             if upload.state != "stored":
@@ -51,6 +53,18 @@ def table(report: RunReport) -> str:
     if report.exit_code is not None and report.exit_code != 0:
         lines.append(f"exit status {report.exit_code}: {EXIT_CODES.get(Exit(report.exit_code), '')}")
     return "\n".join(lines)
+
+
+def _stored(nodes: Iterable[NodeReport]) -> Iterator[str]:
+    """Where archives are besides, and who brought them there: a line a target, however many nodes."""
+    counts: dict[str, Counter[str]] = {}
+    for node in nodes:
+        for upload in node.uploads:
+            if upload.state == "stored":
+                counts.setdefault(upload.target, Counter())[upload.via] += 1
+    words = {"node": "by its node", "runner": "by the runner"}
+    for target, by in counts.items():
+        yield f"stored in {plain(target)}: " + ", ".join(f"{by[via]} {words[via]}" for via in words if by[via])
 
 
 def _rows(nodes: Iterable[NodeReport]) -> list[str]:

@@ -20,10 +20,12 @@ from urllib.parse import unquote
 
 import pytest
 
-from retina_runner.uploads import BLOCK_BYTES
+from retina_runner.schema import violations
+from retina_runner.units import format_size
+from retina_runner.uploads import BLOCK_BYTES, SINGLE_MOST_BYTES
 from tests.fleet.fleet import Fleet
 from tests.fleet.test_ssh import retina_run
-from tests.lab import Run, eventually, sh, within
+from tests.lab import Archive, Run, eventually, sh, within
 from tests.storage.faults import Fault, FaultyProxy
 from tests.storage.servers import Azurite, Server, Swift
 from tests.storage.stores import MIB, AzureStore, S3Store
@@ -261,6 +263,86 @@ def test_a_node_that_does_not_reach_the_store(
     for node in run.summary()["nodes"]:
         content = store.content(f"{run.directory.name}/{Path(node['archive']).name}")
         assert hashlib.sha256(content).hexdigest() == node["sha256"]
+    gone(fleet)
+
+
+def test_auto_goes_by_size_and_by_what_a_node_reaches(
+    fleet: Fleet, tmp_path: Path, store: AzureStore | S3Store, proxy: FaultyProxy
+) -> None:
+    """The same runbook, large archives: one node stores its own, of the other the runner knows beforehand that it can't."""
+    fleet.run(2, "ip", "route", "add", "unreachable", f"{STORES}/32")
+    try:
+        run = begin(fleet, tmp_path, 40 * MIB, store, proxy.port, [1, 2], via="auto")
+        assert run.end() == 0, (run.events[-8:], run.stderr)
+        checked = retina_run(fleet, "--check", "-i", str(tmp_path / "hosts.yaml"), str(tmp_path / "runbook.yaml"))
+    finally:
+        fleet.run(2, "ip", "route", "del", "unreachable", f"{STORES}/32")
+    assert run.all("warning") == []
+    found = {u["node"]: (u["via"], u["chosen"]) for u in run.all("upload")}
+    assert found["n1"][0] == "node"
+    assert "large" in found["n1"][1]
+    assert found["n2"][0] == "runner"
+    assert "doesn't get through" in found["n2"][1]
+    assert STORES in found["n2"][1]
+    assert {n["node"]: (u["via"], u["chosen"]) for n in run.summary()["nodes"] for u in n["uploads"]} == found
+    assert {e["node"]: [s["ok"] for s in e["stores"]] for e in run.all("node-check")} == {"n1": [True], "n2": [False]}
+    assert not [v for e in run.events for v in violations("event", e)]
+    assert not violations("run", run.summary())
+    assert checked.returncode == 0, checked
+    assert f"by its node above {format_size(SINGLE_MOST_BYTES)} where that reaches it" in checked.stdout
+    assert checked.stdout.count("(the runner will store the archive)") == 1
+    gone(fleet)
+
+
+def test_auto_lets_the_runner_store_what_is_small(
+    fleet: Fleet, tmp_path: Path, store: AzureStore | S3Store, proxy: FaultyProxy
+) -> None:
+    run = begin(fleet, tmp_path, 1024, store, proxy.port, [1, 2], via="auto")
+    assert run.end() == 0, (run.events[-8:], run.stderr)
+    assert_stored(run, store, [1, 2], via="runner")
+    assert all("is small" in u["chosen"] for u in run.all("upload"))
+    gone(fleet)
+
+
+def beside(store: AzureStore | S3Store, run: Run) -> tuple[list[str], list[dict[str, Any]]]:
+    """The archives' keys, and the manifests that lie beside them."""
+    names = [n for n in store.names() if n.startswith(run.directory.name)]
+    archives = [n for n in names if n.endswith(".tar.gz")]
+    return archives, [json.loads(store.content(n.removesuffix("tar.gz") + "manifest.json")) for n in archives]
+
+
+def test_archives_that_never_come_here_have_their_manifest_beside_them(
+    fleet: Fleet, tmp_path: Path, store: AzureStore | S3Store, proxy: FaultyProxy
+) -> None:
+    run = begin(fleet, tmp_path, 40 * MIB, store, proxy.port, [1, 2], keep="never")
+    assert run.end() == 0, (run.events[-8:], run.stderr)
+    assert list((run.directory / "archives").iterdir()) == []
+    assert run.all("fetched") == []
+    archives, manifests = beside(store, run)
+    for key, manifest in zip(archives, manifests, strict=True):
+        path = tmp_path / key.rpartition("/")[2]
+        path.write_bytes(store.content(key))
+        assert Archive(path).manifest == manifest
+    assert {m["node"] for m in manifests} == {"n1", "n2"}
+    told = json.loads(store.content(f"{run.directory.name}/run.json"))
+    assert (told["exit_code"], [n["state"] for n in told["nodes"]]) == (0, ["collected", "collected"])
+    gone(fleet)
+
+
+def test_a_manifest_that_can_not_be_put_beside_is_made_up_for(
+    fleet: Fleet, tmp_path: Path, store: AzureStore | S3Store, proxy: FaultyProxy
+) -> None:
+    """The archive comes home after all, so that `retina-run upload` has what it takes."""
+    proxy.faults.append(Fault("PUT", ".manifest.json", refuse=(403, "AuthorizationFailure"), times=99))
+    run = begin(fleet, tmp_path, 40 * MIB, store, proxy.port, [1], keep="never")
+    assert run.end() == 5, (run.events[-8:], run.stderr)
+    assert len(list((run.directory / "archives").iterdir())) == 1
+    proxy.faults.clear()
+    done = retina_run(fleet, "upload", str(run.directory))
+    assert done.returncode == 0, done
+    (_,), (manifest,) = beside(store, run)
+    assert manifest["node"] == "n1"
+    assert json.loads(store.content(f"{run.directory.name}/run.json"))["exit_code"] == 0
     gone(fleet)
 
 

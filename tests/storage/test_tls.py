@@ -64,11 +64,12 @@ def test_the_authority_of_ca_file_is_trusted(private: AzureStore, tmp_path: Path
     assert sha256(private.content(f"node/{node.parcel.run}/{node.path.name}")) == node.parcel.sha256
 
 
-def test_an_unknown_authority_is_not(private: AzureStore, tmp_path: Path) -> None:
+def test_an_unknown_authority_is_not(private: AzureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(private.server, Private)
     with pytest.raises(NotStored, match="certificate"):
         target_of(private).preflight(60)
-    # The runner signs the grant without a connection; it is the node that has to find out.
+    # A runner that trusts it by its own environment, and a node that doesn't.
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(private.server.certificate))
     (event,) = by_node(private, Node(tmp_path, 5000))
     assert event["event"] == "warning"
     assert "certificate" in event["why"]
