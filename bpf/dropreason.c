@@ -6,11 +6,92 @@ struct drop_key {
     u16 ethernet;
     u8 direction;
     u8 protocol;
-    u32 empty;
+    u8 empty;
+    u8 detail; /* CONNTRACK, netfilter's family and hook; 0 where nothing is known */
+    u16 unused;
 };
 BPF_TABLE("percpu_hash", struct drop_key, struct count, drops, 8192);
 
-int on_kfree_skb(struct bpf_raw_tracepoint_args *ctx) {
+/* What netfilter was doing with an skb when it was seen last: its address but for the uppermost byte, which is the same for
+ * all, and the detail. A few are in its hands at a time, so a place by address is as good as a hash, and a store is one write. */
+#define HOOKED 16384
+#define CONNTRACK 0x80
+BPF_TABLE("array", u32, u64, hooked, HOOKED);
+BPF_TABLE("hash", u64, u64, confirming, 1024);
+
+static __always_inline u64 *place_of(u64 skb) {
+    u32 at = (u32)(skb >> 6) & (HOOKED - 1);
+    return hooked.lookup(&at);
+}
+
+static __always_inline void remember(u64 skb, u64 detail) {
+    u64 *place = place_of(skb);
+    if (place)
+        *place = skb << 8 | detail;
+}
+
+static __always_inline u8 recall(u64 skb) {
+    u64 *place = place_of(skb), known;
+    if (!place)
+        return 0;
+    known = *place;
+    if (known >> 8 != skb << 8 >> 8)
+        return 0;
+    *place = 0;
+    return (u8)known;
+}
+
+static __always_inline u64 hook_of(u64 state) {
+    u8 hook = 0, family = 0;
+#ifdef O_STATE_HOOK
+    READ(hook, state, O_STATE_HOOK);
+    READ(family, state, O_STATE_FAMILY);
+#endif
+    return (family & 15) << 3 | (hook & 7);
+}
+
+/* nf_hook_slow(skb, state, ...), for every packet at every hook that has rules. */
+int on_hook(void *ctx) {
+    remember(ARG1(ctx), hook_of(ARG2(ctx)));
+    return 0;
+}
+
+/* nf_hook_slow_list(head, state, ...): the compiler may have put nf_hook_slow into it. */
+int on_hook_list(void *ctx) {
+    u64 head = ARG1(ctx), at = head, detail = hook_of(ARG2(ctx));
+    for (int n = 0; n < 64; n++) {
+        u64 next = 0;
+        READ(next, at, 0); /* sk_buff.list is its first member */
+        if (!next || next == head)
+            break;
+        remember(next, detail);
+        at = next;
+    }
+    return 0;
+}
+
+/* __nf_conntrack_confirm(skb), once a connection: NF_DROP when it couldn't be entered, which insert_failed counts. */
+int on_confirm(void *ctx) {
+    u64 stack = STACK(ctx), skb = ARG1(ctx);
+    confirming.update(&stack, &skb);
+    return 0;
+}
+
+int on_confirmed(void *ctx) {
+    u64 stack = STACK(ctx) - 8, *skb = confirming.lookup(&stack);
+    if (!skb) {
+        stack += 8; /* whether the return address is still on the stack differs between kernels */
+        skb = confirming.lookup(&stack);
+    }
+    if (!skb)
+        return 0;
+    if (((u32)RESULT(ctx) & 0xff) == 0)
+        remember(*skb, recall(*skb) | CONNTRACK);
+    confirming.delete(&stack);
+    return 0;
+}
+
+static __always_inline int count_drop(struct bpf_raw_tracepoint_args *ctx, u8 detail) {
     u64 skb = ctx->args[0], receiver = 0, sk = 0, head = 0;
     u32 length = 0, input = 0;
     u16 network = 0;
@@ -31,6 +112,7 @@ int on_kfree_skb(struct bpf_raw_tracepoint_args *ctx) {
     READ(key.ethernet, skb, O_SKB_PROTOCOL);
     key.direction = input ? INGRESS : sk ? EGRESS : UNKNOWN;
     key.empty = length == 0;
+    key.detail = detail;
     READ(head, skb, O_SKB_HEAD);
     READ(network, skb, O_SKB_NETWORK);
     if (network && network != 0xffff) {
@@ -47,4 +129,13 @@ int on_kfree_skb(struct bpf_raw_tracepoint_args *ctx) {
     lock_xadd(&found->packets, 1);
     lock_xadd(&found->bytes, (u64)length);
     return 0;
+}
+
+int on_kfree_skb(struct bpf_raw_tracepoint_args *ctx) {
+    return count_drop(ctx, 0);
+}
+
+/* In its place where a probe tells more. */
+int on_kfree_skb_detailed(struct bpf_raw_tracepoint_args *ctx) {
+    return count_drop(ctx, recall(ctx->args[0]));
 }

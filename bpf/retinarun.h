@@ -15,6 +15,21 @@ struct count {
     u64 bytes;
 };
 
+/* A probed function's first arguments, what it returns, and its stack pointer, which tells apart calls that are under way.
+ * Nothing where the machine's registers aren't known: no probe is attached there. */
+#ifdef O_REGS_DI
+#define REGISTER(ctx, offset) (*(u64 *)((char *)(ctx) + (offset)))
+#define ARG1(ctx) REGISTER(ctx, O_REGS_DI)
+#define ARG2(ctx) REGISTER(ctx, O_REGS_SI)
+#define RESULT(ctx) REGISTER(ctx, O_REGS_AX)
+#define STACK(ctx) REGISTER(ctx, O_REGS_SP)
+#else
+#define ARG1(ctx) 0ULL
+#define ARG2(ctx) 0ULL
+#define RESULT(ctx) 0ULL
+#define STACK(ctx) 0ULL
+#endif
+
 /* settings[0]: only these namespaces; lost[0]: not counted because a table was full. */
 BPF_ARRAY(settings, u32, 1);
 BPF_TABLE("hash", u32, u32, scope, 64);

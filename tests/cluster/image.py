@@ -7,12 +7,12 @@ import io
 import json
 import platform
 import re
-import shutil
 import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.building import debian_root, require
 from tests.cluster.places import REPOSITORY, cache, call, digest
 from tests.cluster.programs import ARCHITECTURES, kubernetes
 
@@ -27,9 +27,7 @@ def node_archive() -> Path:
     if not archive.exists():
         found = re.search(r"debian:(\w+)", CONTAINERFILE.read_text())
         assert found, "the Containerfile's base is a Debian suite"
-        for tool in ("mmdebstrap", "buildah"):
-            if shutil.which(tool) is None:
-                raise RuntimeError(f"{tool} makes the node image: apt-get install mmdebstrap buildah")
+        require("mmdebstrap", "buildah", why="makes the node image", install="mmdebstrap buildah")
         with tempfile.TemporaryDirectory(dir=cache()) as folder:
             _build(Path(folder), found[1], archive)
     return archive
@@ -39,9 +37,7 @@ def _build(folder: Path, suite: str, archive: Path) -> None:
     """The Containerfile's image on a base of that suite, without docs like the registry's `-slim`."""
     context = folder / "base"
     context.mkdir()
-    excluded = ("man", "doc", "locale", "info")
-    call("mmdebstrap", "--variant=minbase", *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in excluded), suite,
-         str(context / "base.tar"), limit_s=1200)  # fmt: skip
+    debian_root(suite, context / "base.tar")
     (context / "Containerfile").write_text("FROM scratch\nADD base.tar /\n")
     policy = folder / "policy.json"
     policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')

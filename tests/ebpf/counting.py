@@ -17,7 +17,52 @@ from typing import Any
 from tests.lab import Archive, Run, eventually, sh
 
 
-class Counting:
+class Counted:
+    """What one archive's metrics say."""
+
+    def __init__(self, archive: Archive):
+        self.read(archive)
+
+    def read(self, archive: Archive) -> None:
+        self.archive = archive
+        self.document: dict[str, Any] = archive.json("metrics/metrics.json")
+        self.samples: list[tuple[str, dict[str, str], float]] = [
+            (s.get("metric", m["name"]), s["labels"], s["value"])
+            for m in self.document["metrics"]
+            for s in m["samples"]
+        ]
+
+    def total(self, metric: str, **labels: str) -> float:
+        """The sum of the samples that have these labels."""
+        return sum(v for m, given, v in self.samples if m == metric and labels.items() <= given.items())
+
+    def parts(self, metric: str, *labels: str, **only: str) -> dict[tuple[str, ...], float]:
+        """The values of these labels to the sum of their samples, without what is 0."""
+        found: dict[tuple[str, ...], float] = {}
+        for name, given, value in self.samples:
+            if name == metric and only.items() <= given.items() and value:
+                key = tuple(given.get(label, "") for label in labels)
+                found[key] = found.get(key, 0) + value
+        return found
+
+    def missed(self) -> dict[str, int]:
+        """What the plugins know that they did not count."""
+        return {kind: number for kind, number in self.document["not_counted"].items() if number}
+
+    def hooks(self) -> dict[tuple[str, str], tuple[str, str]]:
+        """(plugin, hook) to (status, why) of every hook without which its plugin is of no use, or less of it. Those by kprobe
+        add detail where a kernel has them: `probes` has them."""
+        return {key: told for key, told in self._rows().items() if not key[1].startswith(("kprobe:", "kretprobe:"))}
+
+    def probes(self) -> dict[tuple[str, str], tuple[str, str]]:
+        return {key: told for key, told in self._rows().items() if key[1].startswith(("kprobe:", "kretprobe:"))}
+
+    def _rows(self) -> dict[tuple[str, str], tuple[str, str]]:
+        rows = self.archive.manifest["capabilities"]
+        return {(r["plugin"], r["hook"]): (r["status"], r["why"]) for r in rows}
+
+
+class Counting(Counted):
     """A context: inside of it, plugins count. Afterwards `archive`, `total` and `parts` tell what they counted."""
 
     def __init__(
@@ -29,7 +74,6 @@ class Counting:
             f"{{name: counting, duration: 20m, captures: [{{collect: [{more}{{ebpf: {{interval: 1s, {options}}}}}]}}]}}"
         )
         self._netns, self._wrapper = netns, wrapper
-        self.archive: Archive
 
     def __enter__(self) -> Counting:
         self.run = Run(self._runbook, self._folder, netns=self._netns, wrapper=self._wrapper)
@@ -53,13 +97,7 @@ class Counting:
             return
         self.run.signal(signal.SIGINT)
         assert self.run.end() == 130, self.run.events
-        self.archive = self.run.archive()
-        self.document: dict[str, Any] = self.archive.json("metrics/metrics.json")
-        self.samples: list[tuple[str, dict[str, str], float]] = [
-            (s.get("metric", m["name"]), s["labels"], s["value"])
-            for m in self.document["metrics"]
-            for s in m["samples"]
-        ]
+        self.read(self.run.archive())
 
     def kill(self) -> None:
         """Give up: the runner is told, and waited for."""
@@ -69,23 +107,6 @@ class Counting:
                 self.run.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.run.signal(signal.SIGKILL)
-
-    def total(self, metric: str, **labels: str) -> float:
-        """The sum of the samples that have these labels."""
-        return sum(v for m, given, v in self.samples if m == metric and labels.items() <= given.items())
-
-    def parts(self, metric: str, *labels: str, **only: str) -> dict[tuple[str, ...], float]:
-        """The values of these labels to the sum of their samples, without what is 0."""
-        found: dict[tuple[str, ...], float] = {}
-        for name, given, value in self.samples:
-            if name == metric and only.items() <= given.items() and value:
-                key = tuple(given.get(label, "") for label in labels)
-                found[key] = found.get(key, 0) + value
-        return found
-
-    def missed(self) -> dict[str, int]:
-        """What the plugins know that they did not count."""
-        return {kind: number for kind, number in self.document["not_counted"].items() if number}
 
 
 def without_bcc(folder: Path) -> tuple[str, ...]:
@@ -105,9 +126,10 @@ def counters(namespace: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for file in ("snmp", "netstat"):
         lines = sh("ip", "netns", "exec", namespace, "cat", f"/proc/net/{file}").splitlines()
-        for names, values in zip(lines[::2], lines[1::2], strict=True):
+        for names, values in zip(lines[::2], lines[1::2]):  # noqa: B905 - Python 3.9 has no strict, and guests run this
             group = names.partition(":")[0]
-            found |= {group + n: int(v) for n, v in zip(names.split()[1:], values.split()[1:], strict=True)}
+            pairs = zip(names.split()[1:], values.split()[1:])  # noqa: B905
+            found.update({group + n: int(v) for n, v in pairs})
     return found
 
 

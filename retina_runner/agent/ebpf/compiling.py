@@ -21,6 +21,7 @@ from retina_runner.agent.metrics import plugins
 COMPILE_LIMIT_S = 120.0
 ENUMERATIONS = ("skb_drop_reason", "sk_rst_reason")
 SOCKET, RAW, TAIL = "socket_filter", "raw_tracepoint", "tail_call"
+FUNCTION, RETURN = "kprobe", "kretprobe"
 HINT = "apt-get install python3-bpfcc, or dnf install python3-bcc"
 BROUGHT = "bytecode that the runner brought"
 FOLDER = "bytecode"
@@ -53,7 +54,7 @@ def request_of(group: Group, options: Mapping[str, Any]) -> Dict[str, Any]:
     hooks = [h for p in group for h in p.document["hooks"]]
     return {
         "text": _text(group, options),
-        "programs": sorted({h["program"] for h in hooks}),
+        "programs": sorted({h[name] for h in hooks for name in ("program", "detailed") if name in h}),
         "tracepoints": sorted({h["target"] for h in hooks if h["kind"] == RAW}),
         "enumerations": list(ENUMERATIONS),
         "defines": {"FLOW_ENTRIES": options["flow_entries"], **{f"WITH_{p.name}": 1 for p in group}},

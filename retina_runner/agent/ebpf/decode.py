@@ -28,6 +28,14 @@ RETINA_REASONS = {"NETFILTER_DROP": "IPTABLE_RULE_DROP"}
 BENIGN = ("QUEUE_PURGE", "CONSUMED", "NOT_DROPPED_YET")
 """Freed when a socket or queue is closed: no packet that anybody misses."""
 NETFILTER = ("nf_hook_slow", "nft_do_chain", "ipt_do_table", "ip6t_do_table", "nf_hook_slow_list")
+CONNTRACK = 0x80
+CHAINS = {
+    3: ("IN", "OUT", "FORWARD"),
+    5: ("ingress", "egress"),
+    7: ("bridge PREROUTING", "bridge INPUT", "bridge FORWARD", "bridge OUTPUT", "bridge POSTROUTING"),
+}
+"""By netfilter's family (NFPROTO_*), where it isn't those of IP."""
+IP_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "ingress")
 FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 KINDS = {0: "data", 1: "syn", 2: "synack", 3: "refused"}
 RESETS = {4: "sent", 5: "received"}
@@ -93,22 +101,27 @@ class DropReason(Decoder):
         }
 
     def read(self, into: Sums) -> None:
-        found = {struct.unpack("=QIIHBBI", key): value for key, value in self.drops.since().items()}
+        found = {struct.unpack("=QIIHBBBBxx", key): value for key, value in self.drops.since().items()}
         self.symbols.learn(key[0] for key in found)
-        for (location, reason, netns, ethernet, direction, protocol, empty), (packets, size) in found.items():
+        for (location, reason, netns, ethernet, direction, protocol, empty, detail), (packets, size) in found.items():
             symbol = self.symbols.name(location)
             name = self._reason(reason, symbol)
             benign = bool(empty) or name in BENIGN
             way = DIRECTIONS.get(direction, "unknown")
+            # An skb that passed netfilter and was dropped later still has the detail: it doesn't belong to that drop.
+            chain = _chain(detail) if name == "NETFILTER_DROP" else ""
+            by_conntrack = name == "NETFILTER_DROP" and bool(detail & CONNTRACK)
             labels: Labels = (
                 ("reason", name), ("direction", way), ("family", _ethernet(ethernet)),
                 ("protocol", PROTOCOLS.get(protocol, str(protocol) if protocol else "")), ("location", symbol),
                 ("class", "benign" if benign else "drop"), ("netns", self.place.name(netns)),
+                ("chain", chain), ("cause", "conntrack_insert" if by_conntrack else ""),
             )  # fmt: skip
             into.add("retinarun_drop_packets_total", labels, packets)
             into.add("retinarun_drop_bytes_total", labels, size)
             if not benign:
-                given = (("reason", RETINA_REASONS.get(name, name)), ("direction", way), *self.place.labels(netns))
+                called = "CONNTRACK_ADD_DROP" if by_conntrack else RETINA_REASONS.get(name, name)
+                given = (("reason", called), ("direction", way), *self.place.labels(netns))
                 into.add("networkobservability_drop_count", given, packets)
                 into.add("networkobservability_drop_bytes", given, size)
 
@@ -337,6 +350,13 @@ def key_bytes(fields: Any) -> Optional[int]:
 
 def _address(packed: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET6 if len(packed) == 16 else socket.AF_INET, packed)
+
+
+def _chain(detail: int) -> str:
+    """The hook in what the probes of bpf/dropreason.c remember; empty where they know none."""
+    family, hook = detail >> 3 & 15, detail & 7
+    names = CHAINS.get(family, IP_CHAINS) if family else ()
+    return names[hook] if hook < len(names) else ""
 
 
 def _ethernet(big_endian: int) -> str:

@@ -27,6 +27,12 @@ OFFSETS: Dict[str, str] = {
     "O_SK_V6_REMOTE": "sock_common.skc_v6_daddr",
     "O_SK_NET": "sock_common.skc_net.net",
     "O_SK_ERR": "sock.sk_err",
+    "O_STATE_HOOK": "nf_hook_state.hook",
+    "O_STATE_FAMILY": "nf_hook_state.pf",
+    "O_REGS_DI": "pt_regs.di",
+    "O_REGS_SI": "pt_regs.si",
+    "O_REGS_AX": "pt_regs.ax",
+    "O_REGS_SP": "pt_regs.sp",
     "O_TCB_FLAGS": "tcp_skb_cb.tcp_flags",
     "O_TCB_SEGMENTS": "tcp_skb_cb.tcp_gso_segs",
 }

@@ -1,7 +1,7 @@
 """A compiled unit in the kernel: its maps, its programs, where they are attached; all of it ends with this process.
 
-Raw tracepoints and packet sockets only: what they attach is a descriptor of ours. Programs at tc and XDP hooks would
-outlive a SIGKILL.
+Raw tracepoints, packet sockets and the kernel's functions only: what they attach is a descriptor of ours. Programs at tc and
+XDP hooks would outlive a SIGKILL.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import socket
 import struct
 from typing import Any, Dict, List, Mapping
 
-from retina_runner.agent.ebpf import syscalls
+from retina_runner.agent.ebpf import kprobes, syscalls
 from retina_runner.agent.metrics.namespaces import Namespace
 
 ATTACH_BPF = 50  # SO_ATTACH_BPF
@@ -49,6 +49,11 @@ class Unit:
     def attach_raw_tracepoint(self, tracepoint: str, program: str) -> None:
         descriptor = self._load(syscalls.RAW_TRACEPOINT, program)
         self._descriptors.append(syscalls.open_raw_tracepoint(tracepoint, descriptor))
+
+    def attach_function(self, function: str, returns: bool, program: str) -> None:
+        """Where a function of the kernel begins, or returns."""
+        descriptor = self._load(syscalls.KPROBE, program)
+        self._descriptors.append(kprobes.open_probe(function, returns, descriptor))
 
     def attach_socket(self, namespace: Namespace, program: str) -> None:
         """To every packet of every interface of the namespace, present and to come."""

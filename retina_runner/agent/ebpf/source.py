@@ -10,8 +10,19 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from retina_runner.agent import facts
 from retina_runner.agent.context import Gap
-from retina_runner.agent.ebpf import syscalls
-from retina_runner.agent.ebpf.compiling import HINT, RAW, SOCKET, TAIL, Compiler, chosen, groups, without_btf
+from retina_runner.agent.ebpf import kprobes, syscalls
+from retina_runner.agent.ebpf.compiling import (
+    FUNCTION,
+    HINT,
+    RAW,
+    RETURN,
+    SOCKET,
+    TAIL,
+    Compiler,
+    chosen,
+    groups,
+    without_btf,
+)
 from retina_runner.agent.ebpf.decode import DECODERS, Decoder, Described, Place
 from retina_runner.agent.ebpf.program import Unit
 from retina_runner.agent.ebpf.tables import Sums, Table
@@ -111,8 +122,13 @@ class BpfSource(Source):
             place = Place(names, labelled, namespace.name, lambda n=namespace: _interfaces(n))  # type: ignore[misc]
             attached: Dict[Tuple[str, str, str], Capability] = {}
             for plugin in described:
-                hooks = [h for h in plugin.document["hooks"] if h["kind"] in (SOCKET, TAIL) or number == 0]
-                told = [self._hook(plugin.name, h, unit, namespace, part, attached) for h in hooks]
+                hooks = [h for h in plugin.document["hooks"] if self._tried(h, number == 0)]
+                told: List[Capability] = []
+                detail = False
+                for hook in hooks:
+                    program = hook["detailed"] if detail and "detailed" in hook else hook["program"]
+                    told.append(self._hook(plugin.name, {**hook, "program": program}, unit, namespace, part, attached))
+                    detail = detail or (hook["kind"] in (FUNCTION, RETURN) and told[-1].status == OK)
                 rows += [r for r in told if number == 0 or r.status != OK]
                 lacking = [r for h, r in zip(hooks, told) if h["needed"] and r.status != OK]
                 if lacking:
@@ -121,6 +137,11 @@ class BpfSource(Source):
                 else:
                     part.decoders.append(self._decoder(plugin, unit, part, place))
             self._lost.append(Table(unit.maps["lost"], "=Q"))
+
+    def _tried(self, hook: Mapping[str, Any], first: bool) -> bool:
+        """Whether a hook belongs to a unit: the first has those of the whole kernel; some are for an option only."""
+        asked = bool(self._options.get(hook.get("option", ""), True))
+        return asked and (first or hook["kind"] in (SOCKET, TAIL))
 
     def _hook(
         self, plugin: str, hook: Mapping[str, Any], unit: Unit, namespace: Namespace, part: Part,
@@ -137,6 +158,12 @@ class BpfSource(Source):
                 unit.attach_socket(namespace, hook["program"])
             elif hook["kind"] == TAIL:
                 unit.attach_tail(hook["target"], hook["program"])
+            elif hook["kind"] in (FUNCTION, RETURN):
+                lacking = kprobes.lacking()
+                if lacking:
+                    status, why = SKIPPED, lacking
+                else:
+                    unit.attach_function(hook["target"], hook["kind"] == RETURN, hook["program"])
             elif hook["kind"] != RAW:
                 status, why = SKIPPED, f"hooks of kind {hook['kind']} aren't supported"
             elif part.compiled["tracepoints"].get(hook["target"]) is None:

@@ -12,7 +12,7 @@ NUMBERS = {"x86_64": 321, "aarch64": 280, "ppc64le": 361, "s390x": 351, "riscv64
 """The system call's number, by machine."""
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROG_LOAD = 0, 1, 2, 3, 4, 5
 OBJECT_INFO, RAW_TRACEPOINT_OPEN, ENABLE_STATS = 15, 17, 32
-SOCKET_FILTER, RAW_TRACEPOINT = 1, 17
+SOCKET_FILTER, KPROBE, RAW_TRACEPOINT = 1, 2, 17
 HASH, ARRAY, PROGRAMS, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LRU_PERCPU_HASH = 1, 2, 3, 5, 6, 9, 10
 PERCPU = (PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH)
 ARRAYS = (ARRAY, PERCPU_ARRAY)
@@ -22,13 +22,13 @@ LOG_BYTES = 1 << 18
 INSTRUCTION = struct.Struct("=BBhi")
 LOAD_IMMEDIATE_64, PSEUDO_MAP = 0x18, 1
 
-_libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(command: int, attributes: bytes) -> int:
     """One bpf(2). Raises OSError."""
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    result = int(_libc.syscall(NUMBERS.get(os.uname().machine, -1), command, buffer, len(attributes)))
+    result = int(libc.syscall(NUMBERS.get(os.uname().machine, -1), command, buffer, len(attributes)))
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from retina_runner.agent.ebpf import btf, syscalls
 
@@ -54,7 +54,7 @@ def compile_unit(request: Mapping[str, Any]) -> Dict[str, Any]:
     flags = [f"-D{name}={value}" for name, value in request["defines"].items()]
     flags += [f"-DTP_ARGS_{name}={number}" for name, number in tracepoints.items() if number is not None]
     known = {name: place.split(".", 1) for name, place in request["offsets"].items()}
-    flags += [f"-D{name}={types.offset(*known[name])}" for name in _wanted(request["text"]) if name in known]
+    flags += [*_offsets(types, {name: known[name] for name in _wanted(request["text"]) if name in known})]
     flags += ["-DRETINARUN_KERNEL=KERNEL_VERSION({},{},{})".format(*kernel_version()), "-Wno-unused-function"]
     del types
 
@@ -72,6 +72,15 @@ def compile_unit(request: Mapping[str, Any]) -> Dict[str, Any]:
         "tracepoints": tracepoints,
         "enumerations": enumerations,
     }
+
+
+def _offsets(types: btf.Types, places: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """A member that this kernel doesn't have gets no name: the text can ask by #ifdef."""
+    for name, place in places.items():
+        try:
+            yield f"-D{name}={types.offset(*place)}"
+        except KeyError:
+            continue
 
 
 def _wanted(text: str) -> List[str]:
