@@ -12,7 +12,7 @@ from retina_runner.metrics_page import MATRIX
 from tests.ebpf.counting import Counted
 from tests.kernels.conftest import Seen
 
-pytestmark = [pytest.mark.kernels, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.kernels, pytest.mark.timeout(3000)]
 
 DROPS, RETINA_DROPS = "retinarun_drop_packets_total", "networkobservability_drop_count"
 NAMES_REASONS, RESETS_WITHOUT_SOCKETS, VETH_HAS_LISTS = (5, 17), (6, 10), (5, 13)

@@ -18,7 +18,7 @@ from retina_runner.agent.ebpf import bytecode
 from retina_runner.agent.ebpf.offsets import OFFSETS
 from retina_runner.agent.metrics import plugins
 
-COMPILE_LIMIT_S = 120.0
+COMPILE_LIMIT_S = 300.0
 ENUMERATIONS = ("skb_drop_reason", "sk_rst_reason")
 SOCKET, RAW, TAIL = "socket_filter", "raw_tracepoint", "tail_call"
 FUNCTION, RETURN = "kprobe", "kretprobe"

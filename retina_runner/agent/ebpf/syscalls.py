@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import struct
 from dataclasses import dataclass
 from typing import Iterator, List, Optional, Tuple
@@ -35,6 +36,28 @@ def call(command: int, attributes: bytes) -> int:
     return result
 
 
+def charged(command: int, attributes: bytes) -> int:
+    """One bpf(2) that makes what kernels before 5.11 charge to RLIMIT_MEMLOCK, 64 kB as a rule: refused for that, it is asked
+    for again with this process's limit raised as far as may be. Raises OSError."""
+    try:
+        return call(command, attributes)
+    except PermissionError as error:
+        given = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        for wanted in (resource.RLIM_INFINITY, given[1]):
+            try:
+                resource.setrlimit(resource.RLIMIT_MEMLOCK, (wanted, wanted))
+                break
+            except (OSError, ValueError):
+                continue  # more than the hard limit takes CAP_SYS_RESOURCE
+        allowed, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        if allowed != given[0]:
+            return charged(command, attributes)
+        if allowed == resource.RLIM_INFINITY:
+            raise
+        why = f"{error.strerror}; RLIMIT_MEMLOCK may be too low: {allowed} B, and raising it takes CAP_SYS_RESOURCE"
+        raise OSError(error.errno, why) from error
+
+
 def possible_cpus() -> int:
     """How many values a per-CPU map has a key: every CPU that can ever be there, /sys/devices/system/cpu/possible."""
     with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
@@ -59,7 +82,7 @@ class Map:
 
     def __init__(self, shape: MapShape, cpus: int):
         self.shape = shape
-        self.descriptor = call(
+        self.descriptor = charged(
             MAP_CREATE,
             struct.pack(
                 "=IIIIIII16s", shape.type, shape.key_bytes, shape.value_bytes, shape.entries, shape.flags, 0, 0,
@@ -153,7 +176,7 @@ def load(kind: int, name: str, code: bytes, maps: List[Map]) -> int:
     log = ctypes.create_string_buffer(LOG_BYTES)
 
     def attempt(level: int) -> int:
-        return call(
+        return charged(
             PROG_LOAD,
             struct.pack(
                 "=IIQQIIQII16s", kind, len(relocated) // INSTRUCTION.size, ctypes.addressof(instructions),
