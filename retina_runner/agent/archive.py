@@ -3,32 +3,36 @@
 Plain tar (GNU format): any tar reads it. How it is compressed so that parts of it can be rewritten is `framing.py`'s:
 
 * A growing member's tar header lies uncompressed in a known place, and is rewritten when the size is known.
-* The file begins with room for the manifest, which is put there at the end. One that doesn't fit has the file copied.
+* The file begins with room for the manifest, which is put there at the end. For one that doesn't fit the rest moves up.
 * Of several members that grow at once the first is written in place, the others beside it, and appended at the end.
 
 After an OSError for a full disk nothing is lost: what couldn't be written is kept and tried again with the next call.
+Where no room comes, `Member.cut` goes back to what is on the disk, and `ArchiveWriter.drop_last` leaves a member out:
+so an archive that has begun can always be finished. What to give up, and when, is `packing.py`'s.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import tarfile
 import threading
 import zlib
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, Deque, List, Optional, Tuple
 
 from retina_runner.agent.framing import Framing, GzipFraming, crc32_combine
+from retina_runner.agent.passing import REST_BYTES, is_full
 
 RESERVE_BYTES = 64 << 10
 SYNC_EVERY_BYTES = 64 << 20
 """Written-back bit by bit, so that the last fsync has little left to wait for."""
+MARK_EVERY_BYTES = 1 << 20
+"""How much of a member a cut takes away at most, beyond what isn't on the disk."""
 _COPY_BYTES = 1 << 20
 _TAR_BLOCK, _TAR_RECORD = 512, 10240
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,22 @@ class ArchiveInfo:
     sha256: str
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """A member as it was when everything of it was on the disk: it can be gone back to."""
+
+    offset: int
+    size_bytes: int
+    digest: Any
+    data_crc: int
+    count: int
+
+
 class Member:
-    """One member that grows: `write` until `close`. Used by one thread at a time."""
+    """One member that grows: `write` until `close`. Used by one thread at a time.
+
+    `count` is what the last `write` said that there is in it (packets), or after a cut what that left.
+    """
 
     def __init__(self, writer: "ArchiveWriter", path: str, file: Any, spool: Optional[Path]):
         self._writer, self.path, self._file, self.spool = writer, path, file, spool
@@ -61,16 +79,29 @@ class Member:
         self._at = file.tell()
         self._digest = hashlib.sha256()
         self._data_crc = 0
-        self.size_bytes = 0
+        self._marks: Deque[_Mark] = deque(maxlen=2)
+        self.size_bytes = self.count = 0
         self.closed = False
         self.crc, self.length = 0, 0
-        self._put(writer.framing.header(self._header(0)))
+        self.placed_at: Optional[int] = None
+        self.rest: Optional[bytes] = None
+        try:
+            self._put(writer.framing.header(self._header(0)))
+        except OSError as error:
+            if not is_full(error):
+                raise
+
+    @property
+    def at(self) -> int:
+        """Where in its file it begins."""
+        return int(self._at)
 
     def _header(self, size_bytes: int) -> bytes:
         return _tar_header(f"{self._writer.top}/{self.path}", size_bytes, self._writer.mtime)
 
-    def write(self, data: bytes, fast: bool = False) -> None:
-        """Append. `fast` stores instead of compressing, for a member that mustn't fall behind.
+    def write(self, data: bytes, fast: bool = False, count: int = 0) -> None:
+        """Append what a cut keeps whole or not at all. `fast` stores instead of compressing, for a member that mustn't
+        fall behind. `count` is how many things (packets) the member holds with this.
 
         Raises OSError for a full disk; the data is taken all the same, and goes out with the next call.
         """
@@ -81,7 +112,32 @@ class Member:
         self._digest.update(data)
         self._data_crc = zlib.crc32(data, self._data_crc)
         self.size_bytes += len(data)
+        self.count = count
         self._put(self._squeezer.compress(data))
+        if self.size_bytes - (self._marks[-1].size_bytes if self._marks else 0) >= MARK_EVERY_BYTES:
+            self._put(self._squeezer.end())
+            self._marks.append(
+                _Mark(self._file.tell(), self.size_bytes, self._digest.copy(), self._data_crc, self.count)
+            )
+
+    def flush(self) -> None:
+        """Write what couldn't be written. Raises OSError for a disk that is still full."""
+        self._put(b"")
+
+    def cut(self) -> bool:
+        """Forget the last of it: what isn't on the disk, and up to MARK_EVERY_BYTES of what is. Again cuts more.
+
+        Whether something is left; nothing may be written to the member then but `close`.
+        """
+        if not self._marks:
+            return False
+        mark = self._marks.pop()
+        self._file.seek(mark.offset)
+        self._file.truncate()
+        self._unwritten, self._squeezer = b"", self._writer.framing.squeezer(stored=False)
+        self.size_bytes, self.count, self._data_crc = mark.size_bytes, mark.count, mark.data_crc
+        self._digest = mark.digest
+        return True
 
     def close(self) -> None:
         """Finish the member. Idempotent, and repeatable after an OSError."""
@@ -102,7 +158,16 @@ class Member:
         self.crc = crc32_combine(zlib.crc32(header), self._data_crc, padded)
         self.length = len(header) + padded
         self.closed = True
+        if self.spool is not None:
+            self._file.close()  # what is removed gives its room back only when nobody has it open
         self._writer.member_closed(self)
+
+    def discard_spool(self) -> None:
+        """Remove the file beside the archive, and what is held of it. Idempotent."""
+        assert self.spool is not None
+        self._file.close()
+        self.spool.unlink(missing_ok=True)
+        self.rest = None
 
     def _put(self, data: bytes) -> None:
         self._unwritten += data
@@ -133,7 +198,11 @@ class ArchiveWriter:
         self._in_place: Optional[Member] = None
         self._members: List[Member] = []
         self._file = _create(path)
-        self._file.write(b"\0" * self._reserve_bytes)
+        try:
+            self._write_all(b"\0" * self._reserve_bytes)
+        except OSError:
+            self.abandon()
+            raise
 
     def open_member(self, path: str) -> Member:
         """Begin a member that grows. Raises ValueError for a path that isn't a plain relative one, OSError."""
@@ -172,15 +241,45 @@ class ArchiveWriter:
         member.close()
         return member.info()
 
+    def open_members(self) -> Tuple[Member, ...]:
+        """Those that still grow."""
+        return tuple(m for m in self._members if not m.closed)
+
+    def drop(self, member: Member) -> None:
+        """Leave a member out; of those in the archive's own file only the last can be."""
+        with self._lock:
+            self._members.remove(member)
+            if member is self._in_place:
+                self._in_place = None
+        at = member.placed_at
+        if member.spool is None:
+            at = member.at
+        else:
+            member.discard_spool()
+        if at is not None:
+            self._file.seek(at)
+            self._file.truncate()
+
+    def drop_last(self) -> Optional[Member]:
+        """Leave out the member that comes last in the archive, whose room that gives back; None when there is none."""
+        ordered = self._ordered()
+        if not ordered:
+            return None
+        self.drop(ordered[-1])
+        return ordered[-1]
+
+    def _ordered(self) -> List[Member]:
+        """In the order of the file: what was written in place, then what was beside it."""
+        return [m for m in self._members if m.spool is None] + [m for m in self._members if m.spool is not None]
+
     def finish(self, manifest: Callable[[Tuple[MemberInfo, ...]], bytes]) -> ArchiveInfo:
         """Close every member, put the manifest in front, make it durable. May be called again after an OSError."""
         for member in self._members:
             member.close()
-        # In the order of the file: what was written in place, then what was beside it.
-        ordered = [m for m in self._members if m.spool is None] + [m for m in self._members if m.spool is not None]
+        ordered = self._ordered()
         text = manifest(tuple(m.info() for m in ordered))
         for member in ordered:
-            if member.spool is not None and member.spool.exists():
+            if member.spool is not None and member.placed_at is None:
                 self._append(member)
         head, head_crc, head_length = self._head(text)
         crc, length = head_crc, head_length
@@ -190,9 +289,19 @@ class ArchiveWriter:
         # Two zero blocks end a tar; readers that work in records want a whole one.
         trailer_bytes = 2 * _TAR_BLOCK + -(length + 2 * _TAR_BLOCK) % _TAR_RECORD
         tail = self.framing.tail(trailer_bytes, crc, length)
+        room = self._reserve_bytes
+        if not ordered:  # a disk that is full is no reason to have no manifest: all of it lies in what is there already
+            room -= len(tail)
+            self._file.seek(room)
         end = self._file.tell()
-        self._write_all(tail)
-        self._place_head(head, end + len(tail))
+        try:
+            self._write_all(tail)
+            self._file.truncate()
+            self._place_head(head, room, end + len(tail))
+        except OSError:
+            self._file.seek(end)
+            self._file.truncate()
+            raise
         os.fsync(self._file.fileno())
         self._file.close()
         _sync_folder(self.path.parent)
@@ -209,16 +318,26 @@ class ArchiveWriter:
                 pass
 
     def _append(self, member: Member) -> None:
+        """Copy what grew beside the archive into it; by way of memory when the disk has no room for both."""
         assert member.spool is not None
         at = self._file.tell()
         try:
-            with open(str(member.spool), "rb", buffering=0) as source:
-                _copy(source, self._file)
-        except OSError:
+            if member.rest is None:
+                with open(str(member.spool), "rb", buffering=0) as source:
+                    _copy(source, self._file)
+            else:
+                self._write_all(member.rest)
+        except OSError as error:
             self._file.seek(at)
             self._file.truncate()
-            raise
-        member.spool.unlink()
+            if not is_full(error) or member.rest is not None or member.spool.stat().st_size > REST_BYTES:
+                raise
+            member.rest = member.spool.read_bytes()
+            member.spool.unlink()
+            self._append(member)
+            return
+        member.placed_at = at
+        member.discard_spool()
 
     def _head(self, manifest: bytes) -> Tuple[bytes, int, int]:
         """(compressed manifest member, CRC and length of what it holds)."""
@@ -226,21 +345,30 @@ class ArchiveWriter:
         plain += b"\0" * (-len(plain) % _TAR_BLOCK)
         return self.framing.front(plain), zlib.crc32(plain), len(plain)
 
-    def _place_head(self, head: bytes, total: int) -> None:
-        filled = self.framing.filled(head, self._reserve_bytes)
+    def _place_head(self, head: bytes, room: int, total: int) -> None:
+        filled = self.framing.filled(head, room)
         if filled is not None:
             self._file.seek(0)
             self._write_all(filled)
             self._file.seek(total)
             return
-        larger = self.path.with_name(self.path.name + ".larger")
-        with _create(larger) as target:
-            target.write(self.framing.unfilled(head))
-            self._file.seek(self._reserve_bytes)
-            _copy(self._file, target)
-        self._file.close()
-        os.replace(str(larger), str(self.path))
-        self._file = open(str(self.path), "r+b", buffering=0)  # noqa: SIM115 - closed by finish or abandon
+        front = self.framing.unfilled(head)
+        self._shift(len(front) - room, room, total)
+        self._file.seek(0)
+        self._write_all(front)
+        self._file.seek(0, os.SEEK_END)
+
+    def _shift(self, by: int, start: int, total: int) -> None:
+        """Move everything behind the room at the front up, last piece first: a disk that is full refuses that one, before
+        anything is overwritten."""
+        at, piece_bytes = total, max(_COPY_BYTES, by)
+        while by and at > start:
+            length = min(piece_bytes, at - start)
+            at -= length
+            self._file.seek(at)
+            piece = _read_exactly(self._file, length)
+            self._file.seek(at + by)
+            self._write_all(piece)
 
     def _write_all(self, data: bytes) -> None:
         while data:
@@ -272,7 +400,7 @@ def _copy(source: Any, target: Any) -> None:
             if not os.copy_file_range(source.fileno(), target.fileno(), 1 << 30):
                 return
         except OSError as error:
-            if error.errno in _FULL:
+            if is_full(error):
                 raise
             break
     while True:
@@ -281,6 +409,14 @@ def _copy(source: Any, target: Any) -> None:
             return
         while chunk:
             chunk = chunk[target.write(chunk) :]
+
+
+def _read_exactly(file: Any, length: int) -> bytes:
+    pieces = []
+    while length:
+        pieces.append(file.read(length))
+        length -= len(pieces[-1])
+    return b"".join(pieces)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,6 +6,8 @@ session: what can't be collected is a `Gap` with its reason, and the rest goes o
 
 from __future__ import annotations
 
+import errno
+import fnmatch
 import json
 import os
 import threading
@@ -15,7 +17,12 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from retina_runner.agent import process
+from retina_runner.agent.passing import is_full
 
+HELD_BYTES = 32 << 20
+"""How much of what collectors write is kept in memory, for the archive, when the disk has no room for it."""
+HELD_SMALL_BYTES = 64 << 10
+"""A quarter of that is left to what is no larger than this: a few large outputs are not to cost every small one."""
 COMPLETE, LOSSY, PARTIAL, UNKNOWN = "complete", "lossy", "partial", "unknown"
 VERDICTS: Tuple[str, ...] = (COMPLETE, LOSSY, PARTIAL, UNKNOWN)
 """From best to worst: all of it; all of the window but with losses that are counted; a part of it; nobody can say."""
@@ -65,6 +72,17 @@ class Window:
         return self.t0 + self.duration_s
 
 
+@dataclass(frozen=True)
+class Short:
+    """A member of which the archive has only `kept_bytes`; `count` is what is in these (Member.count), `why` says why."""
+
+    path: str
+    kept_bytes: int
+    size_bytes: int
+    count: int
+    why: str
+
+
 @dataclass
 class Record:
     """Everything that the manifest says of a collection, gathered while it runs. Thread-safe by the context's lock."""
@@ -77,6 +95,29 @@ class Record:
     warnings: List[str] = field(default_factory=list)
     capabilities: List[Dict[str, Any]] = field(default_factory=list)
     programs: List[Dict[str, Any]] = field(default_factory=list)
+    owners: Dict[str, str] = field(default_factory=dict)
+    """Which collector (its id in the plan) an artefact of the archive is of."""
+    held: Dict[str, bytes] = field(default_factory=dict)
+    """Artefacts that the disk had no room for."""
+
+    def short(self, artefact: Short) -> None:
+        """An artefact that isn't whole in the archive: a gap, and a verdict of it or of what it belongs to that says so."""
+        owner = self.owners.get(artefact.path, "agent")
+        self.skipped.append({"collector": owner, "what": artefact.path, "why": artefact.why})
+        if artefact.path in self.packets:
+            self.packets[artefact.path] = artefact.count
+        mine = [v for v in self.verdicts if _covers(v.artefact, artefact.path)]
+        if not mine:
+            self.verdicts.append(Verdict(artefact.path, PARTIAL, [artefact.why]))
+        for verdict in mine:
+            verdict.lower(
+                PARTIAL, artefact.why if verdict.artefact == artefact.path else f"{artefact.path}: {artefact.why}"
+            )
+
+
+def _covers(artefact: str, path: str) -> bool:
+    """Whether a verdict of that artefact (a file, a folder, a pattern of names) speaks of this path."""
+    return artefact == path or path.startswith(artefact + "/") or fnmatch.fnmatchcase(path, artefact)
 
 
 class Context:
@@ -116,29 +157,60 @@ class Context:
         with self._lock:
             self.record.commands.append(entry)
 
-    def write(self, path: str, content: Union[bytes, str, Any]) -> Path:
+    def write(self, path: str, content: Union[bytes, str, Any]) -> None:
         """Put one artefact into the archive. `path` is relative, with `/`; anything but bytes and text becomes JSON.
 
-        Raises ValueError for a path that could leave the archive, OSError (ENOSPC …) from the disk.
+        What a full disk has no room for waits in memory. Raises ValueError for a path that could leave the archive,
+        OSError from the disk, ENOSPC only when HELD_BYTES are taken too; the gap is noted then.
         """
-        target = self.place(path)
         if isinstance(content, str):
             content = content.encode("utf-8", "surrogateescape")
         elif not isinstance(content, (bytes, bytearray)):
             content = (json.dumps(content, indent=1, sort_keys=False) + "\n").encode()
-        descriptor = os.open(str(target), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        return target
+        try:
+            target = self.place(path)
+            try:
+                descriptor = os.open(str(target), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(content)
+            except OSError:
+                target.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self._hold(path, bytes(content))
+
+    def _hold(self, path: str, content: bytes) -> None:
+        """Keep in memory what can't be written. Raises OSError (ENOSPC) when that is more than it may be."""
+        first = False
+        with self._lock:
+            first = not self.record.held
+            taken = sum(map(len, self.record.held.values())) + len(content)
+            fits = taken <= HELD_BYTES - (0 if len(content) <= HELD_SMALL_BYTES else HELD_BYTES // 4)
+            if fits:
+                self.record.held[path] = content
+        if first:
+            self.emit("limit", limit="disk_full", why="no space left on the node; small outputs are kept in memory")
+        if not fits:
+            why = f"no space left on the node for {len(content)} B"
+            self.skip(path, why, "free some space, or set limits.disk_free_bytes")
+            raise OSError(errno.ENOSPC, why)
 
     def place(self, path: str) -> Path:
-        """Where an artefact of this relative path is written; its folders are made. Raises ValueError."""
+        """Where an artefact of this relative path is written; its folders are made. Raises ValueError, OSError."""
         parts = path.split("/")
         if path.startswith("/") or any(p in ("", ".", "..") for p in parts) or "\0" in path:
             raise ValueError(f"not a relative path inside the archive: {path!r}")
+        self.own(path)
         target = self.out.joinpath(*parts)
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return target
+
+    def own(self, path: str) -> None:
+        """Note that this artefact is this collector's."""
+        with self._lock:
+            self.record.owners[path] = self.node_id
 
     def skip(self, what: str, why: str, hint: str = "") -> None:
         """Note something that isn't collected, and why. It reaches the manifest and the report; it isn't a failure."""

@@ -70,7 +70,7 @@ class Framing:
         raise NotImplementedError
 
     def unfilled(self, front: bytes) -> bytes:
-        """The file's first bytes where there is no room to fill."""
+        """The file's first bytes when `front` is too long for that room: no fewer than the room has."""
         raise NotImplementedError
 
     def tail(self, trailer_bytes: int, crc: int, length: int) -> bytes:
@@ -149,7 +149,7 @@ class ZstdFraming(Framing):
         return None if slack < 0 else front + _ZSTD_SKIPPABLE + struct.pack("<I", slack) + b"\0" * slack
 
     def unfilled(self, front: bytes) -> bytes:
-        return front
+        return front + _ZSTD_SKIPPABLE + struct.pack("<I", 0)
 
     def tail(self, trailer_bytes: int, crc: int, length: int) -> bytes:
         # One block of one repeated byte (RLE): last block 1, type 1, size, the byte.

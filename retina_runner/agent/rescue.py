@@ -11,6 +11,7 @@ from typing import List
 from retina_runner.agent import facts, manifest
 from retina_runner.agent.archive import ArchiveWriter
 from retina_runner.agent.context import PARTIAL, Record, Verdict
+from retina_runner.agent.packing import Packing
 from retina_runner.agent.pcap import inspect
 from retina_runner.agent.plan import Plan
 from retina_runner.agent.recorder import stamp_of
@@ -56,22 +57,21 @@ def _pack(workspace: Workspace, plan: Plan, why: str, journal: Journal) -> None:
             "why": why,
         }
         journal.emit("collector", collector=entry.id, status="failed", why=why)
-    writer = ArchiveWriter(workspace.archive / f"{base}.tar.gz", base, mtime=reference)
+    packing = Packing(ArchiveWriter(workspace.archive / f"{base}.tar.gz", base, mtime=reference), record.short)
     for path in sorted(p for p in workspace.out.rglob("*") if p.is_file()):
-        name = str(path.relative_to(workspace.out))
-        writer.add_file(name, path)
-        record.verdicts.append(Verdict(name, PARTIAL, [why]))
+        record.verdicts.append(Verdict(str(path.relative_to(workspace.out)), PARTIAL, [why]))
+    packing.add_folder(workspace.out)
     for path in sorted(workspace.raw.rglob("*.pcap*")):
         found = inspect(path)
         if not found.packets:
             continue
         name = f"{base}-uncut-{path.name}"
-        writer.add_file(name, path)
         reasons: List[str] = [why, "not cut to the window"]
         if not found.complete:
             reasons.append(found.why)
         record.verdicts.append(Verdict(name, PARTIAL, reasons, {"captured": found.packets}))
-    made = writer.finish(
+        packing.add(name, path)
+    made = packing.finish(
         lambda files: manifest.render(
             plan=plan, record=record, base=base, host=facts.host(), files=files,
             window=manifest.WindowFacts(t0=reference, t0_node=t0, duration_s=plan.duration_s, late_s=0.0, stopped_early=why),

@@ -20,9 +20,10 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 from retina_runner.agent import bounds, collectors, conditions, counters, facts, manifest, symptoms
 from retina_runner.agent.archive import ArchiveInfo, ArchiveWriter
 from retina_runner.agent.clock import NodeClock
-from retina_runner.agent.context import COMPLETE, PARTIAL, Context, Gap, Record, Verdict, Window, utc, worst
+from retina_runner.agent.context import COMPLETE, PARTIAL, Context, Gap, Record, Short, Verdict, Window, utc, worst
 from retina_runner.agent.counters import Snapshot
 from retina_runner.agent.framing import Framing, GzipFraming, framing_of
+from retina_runner.agent.packing import Packing
 from retina_runner.agent.plan import Entry, Plan
 from retina_runner.agent.pod import Inside, Pod
 from retina_runner.agent.process import MissingTool
@@ -147,7 +148,7 @@ class Session:
         except Failed as error:
             why, hint = str(error), error.hint
         except Exception as error:
-            why = f"{type(error).__name__}: {error}"
+            why = _said(error)
         finally:
             for _, _, collector in self._active:
                 collector.abandon()
@@ -324,7 +325,7 @@ class Session:
             )
             self._status(entry, "skipped", f"{gap.what}: {gap.why}", gap.hint)
         except Exception as error:
-            self._status(entry, "failed", f"{type(error).__name__}: {error}")
+            self._status(entry, "failed", _said(error))
         if drop:
             collector.abandon()
             self._active = [a for a in self._active if a[0].id != entry.id]
@@ -370,10 +371,13 @@ class Session:
         self._base = f"{self.plan.prefix}-{stamp_of(reference_t0)}UTC"
         framing = self._framing()
         path = self.workspace.archive / f"{self._base}{framing.ending}"
-        self._writer = ArchiveWriter(path, self._base, mtime=reference_t0, framing=framing)
+        try:
+            self._writer = ArchiveWriter(path, self._base, mtime=reference_t0, framing=framing)
+        except OSError as error:
+            raise Failed(f"no archive can be begun in {path.parent}: {error.strerror}", "free some space") from error
         for _, context, _ in self._active:
             context.window, context.base = self._window, self._base
-            context.open_member = self._writer.open_member
+            context.open_member = _opener(self._writer, context)
             context.intervals_ns = self._intervals_ns
         self.journal.emit("armed", t0=utc(t0))
 
@@ -477,7 +481,7 @@ class Session:
         except Exception as error:
             if writer is not None:
                 writer.abandon()
-            why = (error.strerror or str(error)) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            why = _said(error)
             self.journal.emit("not-frozen", why=why, trigger=freeze.told())
         finally:
             shutil.rmtree(str(out), ignore_errors=True)
@@ -486,22 +490,24 @@ class Session:
         record, window = Record(), Window(freeze.start, freeze.end - freeze.start)
         for entry, own, collector in self._active:
             context = Context(entry.id, entry.options, out, own.raw, record, self.journal.emit)
-            context.window, context.base, context.open_member = window, base, writer.open_member
+            context.window, context.base, context.open_member = window, base, _opener(writer, context)
             context.intervals_ns = lambda: ((round(freeze.start * 1e6) * 1000, round(freeze.end * 1e6) * 1000),)
             record.collectors[entry.id] = {"name": entry.name, "options": _wished(entry)}
             collector.record(context)
             record.collectors[entry.id]["status"] = "done"
         delta = json.dumps({"format": 1, "counters": moved}, indent=1) + "\n"
-        writer.add_bytes("state/delta/trigger.json", delta.encode())
-        for path in sorted(p for p in out.rglob("*") if p.is_file()):
-            writer.add_file(str(path.relative_to(out)), path)
+        packing = Packing(writer, record.short)
+        packing.settle()
+        packing.add("state/delta/trigger.json", delta.encode())
+        packing.add_folder(out)
+        packing.add_held(record.held)
         if not record.verdicts:
             record.verdicts.append(Verdict("state/delta/trigger.json", COMPLETE))
         for verdict in record.verdicts if freeze.stopped else ():
             verdict.lower(PARTIAL, f"the window was cut short: {freeze.stopped}")
         if freeze.why_alone:
             record.warnings.append(f"no other node's ring was frozen for this: {freeze.why_alone}")
-        made = writer.finish(
+        made = packing.finish(
             lambda files: manifest.render(
                 plan=self.plan, record=record, base=base, host=self._host, files=files,
                 window=manifest.WindowFacts(
@@ -567,9 +573,11 @@ class Session:
         self._judge_window()
         self._judge_expectations()
         self._give_back_ballast()
-        for path in sorted(p for p in self.workspace.out.rglob("*") if p.is_file()):
-            self._writer.add_file(str(path.relative_to(self.workspace.out)), path)
-        made = self._writer.finish(self._manifest)
+        packing = Packing(self._writer, self._note_short)
+        packing.settle()
+        packing.add_folder(self.workspace.out)
+        packing.add_held(self.record.held)
+        made = packing.finish(self._manifest)
         used = self._cost()
         cost = {
             "cpu_s": round(used.cpu_s, 3),
@@ -579,6 +587,16 @@ class Session:
         # A bound that the runbook sets is what it asks for; a request comes from the runner, or from who shuts the node down.
         cut_short = {"cut_short": str(self.stop.reason)} if self._ended_early() and not self._limited else {}
         self.journal.emit("archive", **_sealed(made, self.record), cost=cost, **cut_short)
+
+    def _note_short(self, short: Short) -> None:
+        """An artefact that the full disk had no room for: a gap, a verdict, and a failure of whose it is."""
+        self.record.short(short)
+        owner = self.record.owners.get(short.path)
+        for entry in self.plan.entries:
+            if entry.id == owner:
+                self.journal.emit("skipped", collector=entry.id, what=short.path, why=short.why)
+                if self.record.collectors[entry.id].get("status") != "failed":
+                    self._status(entry, "failed", f"{short.path}: {short.why}")
 
     def _give_back_ballast(self) -> None:
         try:
@@ -625,6 +643,16 @@ class Session:
         )
 
 
+def _opener(writer: ArchiveWriter, context: Context) -> Callable[[str], Any]:
+    """`open_member` of the writer, for that collector."""
+
+    def open_member(path: str) -> Any:
+        context.own(path)
+        return writer.open_member(path)
+
+    return open_member
+
+
 def _wished(entry: Entry) -> Dict[str, Any]:
     """An entry's options as the runbook has them. What the runner brought along is in the capabilities, if it was used."""
     return {name: value for name, value in entry.options.items() if name != "bytecode"}
@@ -639,6 +667,13 @@ def _sealed(made: ArchiveInfo, record: Record) -> Dict[str, Any]:
         "packets": sum(record.packets.values()),
         "dropped": sum(n for v in record.verdicts for k, n in v.counts.items() if k.startswith("dropped_by_")),
     }  # fmt: skip
+
+
+def _said(error: Exception) -> str:
+    """An error for people; of one that isn't known as such, its kind too."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) if type(error) is RuntimeError else f"{type(error).__name__}: {error}"
 
 
 def _told(numbers: Dict[str, Any]) -> str:

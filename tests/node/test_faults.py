@@ -260,15 +260,6 @@ def test_a_killed_supervisor_is_outlived_just_long_enough_to_pack(lab: Lab, tmp_
 # -- disks -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(_unharmed: None, tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    sh("mount", "-t", "tmpfs", "-o", "size=24m,mode=700", "rrtest", str(place))
-    yield place
-    sh("umount", str(place))
-
-
 FLOOD = """
 import os, socket, sys, time
 sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -24,6 +24,7 @@ class Command(Collector):
         self._folder = f"commands/{context.node_id}"
         self._verdict: Optional[Verdict] = None
         self._over = threading.Event()
+        self._lost: List[str] = []
         self._thread: Optional[threading.Thread] = None
 
     def prepare(self) -> None:
@@ -57,13 +58,23 @@ class Command(Collector):
         except (process.MissingTool, OSError) as error:
             self._verdict.lower(PARTIAL, f"{when}: {error}")
             return
-        self.context.write(f"{self._folder}/{when}.stdout", outcome.stdout)
-        if outcome.stderr:
-            self.context.write(f"{self._folder}/{when}.stderr", outcome.stderr)
+        for name, output in (("stdout", outcome.stdout), ("stderr", outcome.stderr)):
+            if output or name == "stdout":
+                self._keep(f"{when}.{name}", output)
         if outcome.timed_out or outcome.exit_status not in options["ok_exit"]:
             self._verdict.lower(PARTIAL, f"{when}: {outcome.why() or f'exit status {outcome.exit_status}'}")
         if outcome.truncated:
             self._verdict.lower(PARTIAL, f"{when}: output cut at {options['output_limit']} B")
+
+    def _keep(self, name: str, output: bytes) -> None:
+        """A full disk costs this output, and with `during` those that would come: none of the earlier ones."""
+        assert self._verdict is not None
+        try:
+            self.context.write(f"{self._folder}/{name}", output)
+        except OSError as error:
+            self._over.set()
+            self._lost.append(name)
+            self._verdict.lower(PARTIAL, f"{name}: {error.strerror}")
 
     def end(self) -> None:
         self._over.set()
@@ -72,6 +83,8 @@ class Command(Collector):
         self.abandon()
         if "after" in self._when:
             self._run("after")
+        if self._lost:
+            raise RuntimeError(f"no space left on the node for {', '.join(self._lost)}")
 
     def abandon(self) -> None:
         self._over.set()

@@ -19,6 +19,7 @@ from retina_runner.agent.metrics import account, plugins, text
 from retina_runner.agent.metrics.model import FAILED, OK, Capability, ProgramCost, Sample, Scope, Source
 from retina_runner.agent.metrics.series import Series, Ticker
 from retina_runner.agent.metrics.sources import open_sources
+from retina_runner.agent.passing import is_full
 
 LATE_S = 0.05
 """A node so busy that it would zero later than this after T0 keeps the zero from just before it: better some counts too
@@ -80,9 +81,14 @@ class Ebpf(Collector):
         self._zero()
         if self.context.window is None:
             return
-        self._series = Series(
-            self.context.place(self._path("series.jsonl")), self._families, self._options["series_limit"]
-        )
+        name = self._path("series.jsonl")
+        try:
+            self._series = Series(self.context.place(name), self._families, self._options["series_limit"])
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self.context.skip(name, "no space left on the node; the totals are kept in memory")
+            self.context.verdict(Verdict(name, PARTIAL, ["the node's disk was full"]))
         self._ticker = Ticker(self.context.window.t0, self._options["interval"], self._start, self._tick)
         self._ticker.start()
 
@@ -150,6 +156,8 @@ class Ebpf(Collector):
             },
         )
         self._judge()
+        if self._series is not None and self._series.unwritten:
+            raise RuntimeError(f"no space left on the node for {self._series.unwritten} lines of the series")
 
     def _judge(self) -> None:
         totals = self.context.verdict(Verdict(self._path("metrics.json"), COMPLETE, counts=dict(self._loss)))
@@ -165,6 +173,8 @@ class Ebpf(Collector):
             return
         counts = {"lines": self._series.lines, "missed": self._ticker.missed}
         series = self.context.verdict(Verdict(self._path("series.jsonl"), COMPLETE, counts=counts))
+        if self._series.unwritten:
+            series.lower(PARTIAL, f"the node's disk was full: {self._series.unwritten} lines aren't in it")
         if self._series.cut:
             series.lower(PARTIAL, f"series_limit, {self._options['series_limit']} B, was reached")
         if self._ticker.trouble:

@@ -32,6 +32,7 @@ class Files(Collector):
         super().__init__(context)
         self._options = context.options
         self._when = self._options["when"]
+        self._lost: List[str] = []
 
     def prepare(self) -> None:
         if "before" in self._when:
@@ -40,6 +41,8 @@ class Files(Collector):
     def finish(self) -> None:
         if "after" in self._when:
             self._copy_all("after")
+        if self._lost:
+            raise RuntimeError(f"no space left on the node for {len(self._lost)} files: {', '.join(self._lost[:3])}")
 
     def _copy_all(self, when: str) -> None:
         verdict = Verdict(f"files/{when}", COMPLETE)
@@ -54,7 +57,11 @@ class Files(Collector):
             left -= len(content)
             if cut:
                 verdict.lower(PARTIAL, f"{path}: only its last {len(content)} B")
-            self.context.write(f"files/{when}{path}", content)
+            try:
+                self.context.write(f"files/{when}{path}", content)
+            except OSError as error:
+                self._lost.append(path)
+                verdict.lower(PARTIAL, f"{path}: {error.strerror}")
         self.context.verdict(verdict)
 
     def _matches(self) -> List[str]:

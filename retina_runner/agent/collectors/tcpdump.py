@@ -17,7 +17,6 @@ What was measured with tcpdump 4.99 and is kept to here:
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import os
 import re
@@ -32,6 +31,7 @@ from typing import Any, Deque, Dict, List, Mapping, Optional, Sequence, Tuple
 from retina_runner.agent import kernel, pcap, process
 from retina_runner.agent.collectors import Collector
 from retina_runner.agent.context import COMPLETE, LOSSY, PARTIAL, UNKNOWN, Context, Gap, Verdict
+from retina_runner.agent.passing import Passing, is_full
 from retina_runner.agent.pcap import Cutter
 
 READY_LIMIT_S = 20.0
@@ -41,8 +41,6 @@ STATISTICS_EVERY_S = 2.0
 CHUNK_BYTES = 1 << 20
 BACKLOG_BYTES = 32 << 20
 """With more than this still to be compressed, compression makes way (stored blocks) rather than delay the archive."""
-REST_BYTES = 256 << 20
-"""The most of a raw file that is taken into memory when a full disk ends a capture; its reader is rarely 1 MB behind."""
 RUNAWAY_ROOM_BYTES = 64 << 20
 RING_STEP_BYTES = 1_000_000
 """tcpdump(8): the units of -C are millions of bytes."""
@@ -230,7 +228,7 @@ class _Tap:
         self._evicted_until = 0.0
         self._counted: Deque[Tuple[float, Dict[str, int]]] = deque()
         self._error = ""
-        self._full = self._disk_full = False
+        self._full = self._disk_full = self._told_full = self._was_full = False
         self._cutters: List[Cutter] = []
         self.failures: List[str] = []
         self.verdict: Optional[Verdict] = None
@@ -320,54 +318,68 @@ class _Tap:
         assert self._process is not None
         cutter = self._new_cutter(self._options["max_size"])
         member = self._context.open_member(self._member_name())
-        file = open(str(self._file), "rb", buffering=0)  # noqa: SIM115 - closed early when the disk is full
-        pending = b""
+        source = Passing(self._file)
         try:
             while True:
                 over = self._stopping.is_set() or self._process.poll() is not None
-                chunk = pending or (b"" if file.closed else file.read(CHUNK_BYTES))
-                pending = b""
+                chunk = source.read(CHUNK_BYTES)
                 if not chunk and over:
                     break
                 if not chunk:
                     self._stopping.wait(POLL_S)
                     continue
-                try:
-                    self._pass_on(cutter, member, chunk, file)
-                except OSError as error:
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or self._disk_full:
-                        raise
-                    pending = self._make_room(file)
+                self._pass_on(cutter, member, chunk, source)
                 if cutter.full and not self._full:
                     self._full = True
                     self._note_full(cutter)
                     process.end(self._process)
         finally:
-            file.close()
-        member.close()
+            source.close()
+        self._end_member(member)
         # Everything in it is in the archive now; the room may be needed to finish it.
         self._file.unlink(missing_ok=True)
 
-    def _pass_on(self, cutter: Cutter, member: Any, chunk: bytes, file: Any) -> None:
+    def _pass_on(self, cutter: Cutter, member: Any, chunk: bytes, source: Passing) -> None:
         assert self._context.intervals_ns is not None
         # Sampled after the read: whatever clock stamped these packets, its step is known by now.
         cutter.intervals = self._context.intervals_ns()
-        behind = not file.closed and os.fstat(file.fileno()).st_size - file.tell() > BACKLOG_BYTES
-        for piece in cutter.feed(chunk):
-            member.write(piece, fast=behind)
+        behind = source.behind_bytes() > BACKLOG_BYTES
+        pieces = cutter.feed(chunk)
+        if pieces:
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            self._write(member, data, cutter, source, behind)
 
-    def _make_room(self, file: Any) -> bytes:
-        """The disk is full. End the capture, and trade the raw file for room in the archive; returns what wasn't read yet."""
+    def _write(self, member: Any, data: bytes, cutter: Cutter, source: Passing, fast: bool = False) -> None:
+        """Whole packets into the archive. When the disk is full the capture ends, and the raw file is traded for room;
+        what there is none for yet, the member keeps in memory until the archive is finished."""
+        try:
+            member.write(data, fast=fast, count=cutter.packets_kept)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self._end_for_want_of_room()
+            source.give_up()
+
+    def _end_member(self, member: Any) -> None:
+        try:
+            member.close()
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self._end_for_want_of_room()
+
+    def _end_for_want_of_room(self) -> None:
         assert self._process is not None
-        self._disk_full = True
-        self._context.emit(
-            "limit", limit="disk_full", why=f"no space left on the node while capturing on {self.interface}"
-        )
-        process.end(self._process)
-        rest: bytes = file.read(REST_BYTES) or b""
-        file.close()
-        self._file.unlink()
-        return rest
+        self._tell_full()
+        if not self._stopping.is_set() and not self._disk_full:  # else the capture is over anyway
+            self._disk_full = True
+            process.end(self._process)
+
+    def _tell_full(self) -> None:
+        if not self._told_full:
+            self._told_full = True
+            why = f"no space left on the node while capturing on {self.interface}"
+            self._context.emit("limit", limit="disk_full", why=why)
 
     def _new_cutter(self, limit_bytes: Optional[int]) -> Cutter:
         assert self._context.intervals_ns is not None
@@ -384,8 +396,17 @@ class _Tap:
 
     def _prune_until_stopped(self) -> None:
         while not self._stopping.wait(POLL_S):
+            self._look_for_room()
             self._prune()
+        self._look_for_room()
         self._prune()
+
+    def _look_for_room(self) -> None:
+        """Of a file that it can't write tcpdump says nothing, and goes on with the next one."""
+        disk = os.statvfs(str(self._context.raw))
+        if not self._was_full and not (disk.f_bfree if os.geteuid() == 0 else disk.f_bavail):
+            self._was_full = True
+            self._tell_full()
 
     def _prune(self) -> None:
         """Forget the oldest files: those beyond the ring's number, and of a ring that is held those beyond its seconds."""
@@ -529,6 +550,8 @@ class _Tap:
             verdict.lower(PARTIAL, "tcpdump has ended")
         if self._error:
             verdict.lower(PARTIAL, self._error)
+        if self._was_full:
+            verdict.lower(PARTIAL, "the node's disk was full: packets may be missing")
         if any(c.broken for c in cutters):
             verdict.lower(UNKNOWN, "tcpdump's file holds a record that can't be read")
 
@@ -568,6 +591,9 @@ class _Tap:
         for trouble in [f"tcpdump ended early: {why}"] if status else []:
             verdict.lower(PARTIAL, trouble)
             self.failures.append(f"{self.interface}: {trouble}")
+        if self._was_full:
+            verdict.lower(PARTIAL, "the node's disk was full")
+            self.failures.append(f"{self.interface}: the node's disk was full, packets are missing")
         if self._error:
             verdict.lower(PARTIAL, self._error)
             self.failures.append(f"{self.interface}: {self._error}")
@@ -578,17 +604,18 @@ class _Tap:
         for number, path in enumerate(self._files(), start=first):
             cutter = self._new_cutter(None)
             member = self._context.open_member(self._member_name(number))
+            source = Passing(path)
             try:
-                with open(str(path), "rb", buffering=0) as file:
-                    while True:
-                        chunk = file.read(CHUNK_BYTES)
-                        if not chunk:
-                            break
-                        for piece in cutter.feed(chunk):
-                            member.write(piece)
+                while True:
+                    chunk = source.read(CHUNK_BYTES)
+                    if not chunk:
+                        break
+                    for piece in cutter.feed(chunk):
+                        self._write(member, piece, cutter, source)
             finally:
-                member.close()
-            path.unlink()
+                source.close()
+                self._end_member(member)
+            path.unlink(missing_ok=True)
             self._context.note_packets(self._member_name(number), cutter.packets_kept)
 
     def _judge(self, counts: Dict[str, int], status: int, text: bytes, ring: Any) -> None:
@@ -619,6 +646,10 @@ class _Tap:
             why = f"killed by signal {-status}" if status < 0 else f"exit status {status}: {_last_words(text)}"
             verdict.lower(PARTIAL, f"tcpdump ended early: {why}")
             self.failures.append(f"tcpdump on {self.interface} ended early: {why}")
+        torn = sum(1 for c in self._cutters if c.leftover_bytes and c.broken is None)
+        if ring and (self._was_full or torn) and not self.failures:
+            verdict.lower(PARTIAL, "the node's disk was full: packets are missing")
+            self.failures.append(f"{self.interface}: the node's disk was full, packets are missing")
         if self._evicted:
             verdict.counts["files_evicted"] = self._evicted
             verdict.lower(

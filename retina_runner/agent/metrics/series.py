@@ -6,6 +6,7 @@ Values are cumulative, so that a line that is missing (a slow node, a full quota
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -15,20 +16,25 @@ from retina_runner.agent.context import utc
 from retina_runner.agent.metrics.model import Labels, Number, Sample
 from retina_runner.agent.metrics.plugins import GAUGE, Family
 from retina_runner.agent.metrics.text import _json_number, family_of
+from retina_runner.agent.passing import is_full
 
 
 class Series:
-    """Writes lines to a file until it would grow beyond its limit; `cut` says that it has."""
+    """Writes lines to a file until it would grow beyond its limit; `cut` says that it has.
+
+    A line that a full disk has no room for is `unwritten`, and what it would have told is in the next one that fits.
+    """
 
     def __init__(self, path: Path, families: Mapping[str, Family], limit_bytes: int):
         self._file = open(str(path), "wb", buffering=0)  # noqa: SIM115 - it is written all through the window
         self._families, self._limit_bytes = families, limit_bytes
         self._last: Dict[Tuple[str, Labels], Number] = {}
-        self.lines, self.size_bytes, self.cut = 0, 0, False
+        self.lines, self.size_bytes, self.cut, self.unwritten = 0, 0, False, 0
 
     def write(self, when: float, elapsed_s: float, samples: Iterable[Sample]) -> None:
         """One line: the samples that changed, of families that belong into a series. `when` is Unix time."""
         changed: List[Dict[str, Any]] = []
+        values: Dict[Tuple[str, Labels], Number] = {}
         for sample in samples:
             key = (sample.metric, sample.labels)
             family = family_of(sample.metric, self._families)
@@ -38,14 +44,30 @@ class Series:
             changed.append(
                 {"metric": sample.metric, "labels": dict(sample.labels), "value": _json_number(sample.value)}
             )
-            self._last[key] = sample.value
+            values[key] = sample.value
         entry = {"time": utc(when), "elapsed_s": round(elapsed_s, 3), "samples": changed}
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         self.cut = self.cut or self.size_bytes + len(line) > self._limit_bytes
-        if not self.cut:
-            self._file.write(line)
-            self.size_bytes += len(line)
-            self.lines += 1
+        if self.cut:
+            return
+        if not self._written(line):
+            self.unwritten += 1
+            return
+        self._last.update(values)
+        self.size_bytes += len(line)
+        self.lines += 1
+
+    def _written(self, line: bytes) -> bool:
+        """Whether the whole line is on the disk; nothing of it is, otherwise."""
+        try:
+            if self._file.write(line) == len(line):
+                return True
+        except OSError as error:
+            if not is_full(error):
+                raise
+        os.ftruncate(self._file.fileno(), self.size_bytes)
+        self._file.seek(self.size_bytes)
+        return False
 
     def close(self) -> None:
         self._file.close()
