@@ -8,6 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
+
+from retina_runner.agent.passing import is_full
 
 READ_BYTES = 1 << 20
 
@@ -35,13 +38,14 @@ def fetch(read: Callable[[int], Iterator[bytes]], path: Path, size_bytes: int, s
     """Have the archive of that size and digest at `path`; what is wrong with what came, or nothing.
 
     `read(offset)` yields its bytes from there on. What came before it broke stays beside `path` as `.part`, for the next
-    call, also of another process. Raises whatever `read` raises, and OSError.
+    call, also of another process; not when this disk is full, where the run's own records need the room. Raises whatever
+    `read` raises, and OSError.
     """
     if path.exists() and path.stat().st_size == size_bytes and _digest(path).hexdigest() == sha256:
         return ""
     part = path.with_name(path.name + ".part")
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
-    with os.fdopen(descriptor, "r+b") as file:
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
         resumed = os.fstat(descriptor).st_size
         if resumed > size_bytes:
             file.truncate(0)
@@ -49,10 +53,9 @@ def fetch(read: Callable[[int], Iterator[bytes]], path: Path, size_bytes: int, s
         digest = _digest(part)
         file.seek(resumed)
         for chunk in read(resumed):
-            file.write(chunk)
+            _write(file, chunk, part)
             digest.update(chunk)
             throttle.take(len(chunk))
-        file.flush()
         os.fsync(descriptor)
         got = file.tell()
     if got != size_bytes or digest.hexdigest() != sha256:
@@ -62,6 +65,17 @@ def fetch(read: Callable[[int], Iterator[bytes]], path: Path, size_bytes: int, s
         return f"{got} of {size_bytes} B came over, with another sha256 than the node's"
     os.replace(part, path)
     return ""
+
+
+def _write(file: IO[bytes], chunk: bytes, part: Path) -> None:
+    try:
+        while chunk:
+            chunk = chunk[file.write(chunk) :]
+    except OSError as error:
+        if is_full(error):
+            file.truncate(0)
+            part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(part.with_suffix(""))) from error
 
 
 def _digest(path: Path) -> hashlib._Hash:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from retina_runner.agent.context import utc
+from retina_runner.agent.passing import is_full
 from retina_runner.agent.session import begin_lead_s
 from retina_runner.bundle import AgentBundle
 from retina_runner.delivery import Delivery
@@ -233,7 +234,7 @@ class Fleet:
                 target,
                 error.filename or "this machine",
                 error.strerror or str(error),
-                "the archive is still on the node",
+                self._kept(target, error),
             )
         except Exception as error:
             self._failed(target, "retina-run", f"{type(error).__name__}: {error}", "this is a bug")
@@ -241,6 +242,14 @@ class Fleet:
             self._checked.drop(target.id)
             self._ready.drop(target.id)
             target.link.close()
+
+    def _kept(self, target: Target, error: OSError) -> str:
+        """What to do about an archive that this machine couldn't take."""
+        free = "free some space, then " if is_full(error) else ""
+        return (
+            f"the node keeps its copy in {target.directory} until its expiry; {free}retina-run resume "
+            f"{self._archives.parent} brings it here"
+        )
 
     def _failed(self, target: Target, what: str, why: str, hint: str = "") -> None:
         with self._lock:
@@ -430,7 +439,7 @@ class Fleet:
             self._failed(row, refused.what, refused.why, refused.hint)
             return False
         except OSError as error:
-            self._failed(row, error.filename or "this machine", error.strerror or str(error), "it is still on the node")
+            self._failed(row, error.filename or "this machine", error.strerror or str(error), self._kept(row, error))
             return False
         if not self._terms.keep:
             self._call_persistently(row, "drop", row.directory, "--name", str(archive["name"]))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retina_runner.agent.passing import is_full
+from retina_runner.agent.workspace import Room
 from retina_runner.errors import UsageError
 
 
@@ -39,8 +42,9 @@ class RunDirectory:
         return self.path / "junit.xml"
 
     @staticmethod
-    def create(parent: Path, run: str) -> RunDirectory:
-        """Make `parent/run` (0700), or `parent/run-2` … where another run began in the same second. Raises UsageError."""
+    def create(parent: Path, run: str, plans: Mapping[str, str] | None = None) -> RunDirectory:
+        """Make `parent/run` (0700), or `parent/run-2` … where another run began in the same second, with the texts of its
+        plans by their ids. Raises UsageError, and leaves nothing then."""
         try:
             parent.mkdir(parents=True, exist_ok=True)
             number, path = 1, parent / run
@@ -52,11 +56,18 @@ class RunDirectory:
                     number += 1
                     path = parent / f"{run}-{number}"
             directory = RunDirectory(path)
-            directory.plans.mkdir(mode=0o700)
-            directory.archives.mkdir(mode=0o700)
+            try:
+                directory.plans.mkdir(mode=0o700)
+                directory.archives.mkdir(mode=0o700)
+                for identifier, text in (plans or {}).items():
+                    directory.write(directory.plan(identifier), text)
+            except OSError:
+                shutil.rmtree(path, ignore_errors=True)
+                raise
         except OSError as error:
             raise UsageError(
-                f"{error.filename or parent}: {error.strerror}; choose another place with --output DIR"
+                f"{error.filename or parent}: {error.strerror}; nothing was touched; "
+                f"{'free some space, or ' if is_full(error) else ''}choose another place with --output DIR"
             ) from error
         return directory
 
@@ -79,14 +90,18 @@ class RunDirectory:
         return self.path.name
 
     def write(self, path: Path, text: str) -> None:
-        """Replace one file in one step."""
+        """Replace one file in one step. Raises OSError with the file's name, and leaves the old one then."""
         part = path.with_name(path.name + ".part")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        try:
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
     def read_events(self) -> Iterator[dict[str, Any]]:
         """The run's events in order, none for a run without a journal; a line that a crash cut short is passed over."""
@@ -108,16 +123,20 @@ class EventLog:
     def __init__(self, directory: RunDirectory):
         self._descriptor = os.open(directory.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._next = sum(1 for _ in directory.read_events())
+        self._room = Room(self._descriptor)
         self.trouble = ""
 
     def append(self, event: dict[str, Any]) -> dict[str, Any]:
         """Number the event and write it; the event as written.
 
-        A disk that is full costs the journal, never the run: `trouble` says so from then on.
+        A disk that is full costs the journal, never the run: `trouble` says so from then on. It has room for its end,
+        though, and progress leaves that alone.
         """
         numbered = {"seq": self._next, **event}
         self._next += 1
         line = (json.dumps(numbered, separators=(",", ":")) + "\n").encode()
+        if not self._room.ahead(len(line)) and event.get("event") == "progress":
+            return numbered
         try:
             written = os.write(self._descriptor, line)
             if written < len(line):

@@ -115,6 +115,32 @@ def write_whole(path: Path, value: Any) -> None:
     os.replace(str(partial), str(path))
 
 
+class Room:
+    """Room on the disk ahead of a file that is appended to: somebody who fills the disk takes none of it."""
+
+    def __init__(self, descriptor: int):
+        self._descriptor, self._end = descriptor, 0
+
+    def ahead(self, length: int) -> bool:
+        """To be called before a write of that length. False when the room is being used up and there is no more."""
+        size = os.fstat(self._descriptor).st_size
+        if size + length + ROOM_BYTES // 2 > self._end:
+            if not self._allocate(size + ROOM_BYTES):
+                return self._end == 0  # never had any: not every file system can
+            self._end = size + ROOM_BYTES
+        return True
+
+    def _allocate(self, end: int) -> bool:
+        """fallocate(2), without making the file longer; where nobody can, nothing is changed."""
+        try:
+            library = ctypes.CDLL(None)
+            call = getattr(library, "fallocate64", None) or library.fallocate
+            keep_size = 1  # FALLOC_FL_KEEP_SIZE, linux/falloc.h
+            return bool(call(self._descriptor, keep_size, ctypes.c_int64(0), ctypes.c_int64(end)) == 0)
+        except (OSError, AttributeError):
+            return False
+
+
 class Journal:
     """`events.jsonl`: one JSON object a line, numbered by `seq` from 0. Appending is one write(2), so lines never mix."""
 
@@ -124,27 +150,17 @@ class Journal:
         self._lock = threading.Lock()
         self._next = sum(1 for _ in read_events(path))
         self._descriptor = os.open(str(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._size, self._reserved = os.fstat(self._descriptor).st_size, 0
-
-    def _has_room(self, length: int) -> bool:
-        """Keep room for what is still to be said, so that somebody who fills the disk takes none of it. False only when
-        that room is being used up."""
-        if self._size + length + ROOM_BYTES // 2 > self._reserved:
-            if not _allocate(self._descriptor, self._size + ROOM_BYTES):
-                return self._reserved == 0
-            self._reserved = self._size + ROOM_BYTES
-        return True
+        self._room = Room(self._descriptor)
 
     def emit(self, event: str, **fields: Any) -> None:
         """Append one event. A full disk loses the event, never the run: the archive's manifest has what matters."""
         with self._lock:
             entry: Dict[str, Any] = {"seq": self._next, "time": utc(), "event": event, **fields}
             line = (json.dumps(entry, separators=(",", ":")) + "\n").encode()
-            if not self._has_room(len(line)) and event == "progress":
+            if not self._room.ahead(len(line)) and event == "progress":
                 return  # the room is for what must be known in the end
             try:
                 written = os.write(self._descriptor, line)
-                self._size += written
                 if written < len(line):
                     os.write(self._descriptor, b"\n")
             except OSError:
@@ -152,17 +168,6 @@ class Journal:
             self._next += 1
         if self._echo is not None:
             self._echo(entry)
-
-
-def _allocate(descriptor: int, end: int) -> bool:
-    """Give a file room up to there without making it longer, fallocate(2); where nobody can, nothing is changed."""
-    try:
-        library = ctypes.CDLL(None, use_errno=True)
-        call = getattr(library, "fallocate64", None) or library.fallocate
-        keep_size = 1  # FALLOC_FL_KEEP_SIZE, linux/falloc.h
-        return bool(call(descriptor, keep_size, ctypes.c_int64(0), ctypes.c_int64(end)) == 0)
-    except (OSError, AttributeError):
-        return False
 
 
 def read_events(path: Path) -> Iterator[Dict[str, Any]]:

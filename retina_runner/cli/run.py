@@ -134,12 +134,11 @@ def _ask(resolved: Resolved, links: Links, number: int, delivery: Delivery) -> d
 
 
 def _run(resolved: Resolved, chosen: argparse.Namespace, delivery: Delivery, deadline_s: float | None = None) -> int:
-    directory = RunDirectory.create(Path(chosen.output), resolved.run)
+    directory = RunDirectory.create(Path(chosen.output), resolved.run, {p.id: p.text.decode() for p in resolved.plans})
     targets = []
     links = Links(resolved.forks, resolved.jobs)
     known = bytecode.Store(bytecode.default_directory())
     for number, plan in enumerate(resolved.plans):
-        directory.write(directory.plan(plan.id), plan.text.decode())
         targets.append(
             Target(
                 id=plan.id,

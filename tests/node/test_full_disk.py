@@ -7,46 +7,15 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from retina_runner.verification import verify_archive
 from tests.lab import Archive, Lab, Run, eventually
+from tests.node.greed import greed
 
 pytestmark = pytest.mark.root
-
-GREEDY = """
-import os, sys, time
-file = open(sys.argv[1], "wb", buffering=0)
-while True:
-    try:
-        while file.write(bytes(1 << 20)):
-            pass
-    except OSError:
-        print("full", flush=True)
-    time.sleep(float(sys.argv[2]))
-"""
-
-
-@contextmanager
-def greed(disk: Path, pause_s: float) -> Iterator[None]:
-    """Somebody takes every byte of the disk, and looks for more every so often."""
-    taker = subprocess.Popen(
-        [sys.executable, "-c", GREEDY, str(disk / "theirs"), str(pause_s)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert taker.stdout is not None
-        assert taker.stdout.readline() == "full\n"
-        yield
-    finally:
-        taker.kill()
-        taker.wait()
-        (disk / "theirs").unlink()
 
 
 def begin(collect: str, folder: Path, disk: Path, netns: str, *, duration: str = "4s") -> Run:
