@@ -192,7 +192,9 @@ class Delivery:
             reason = self._reasons.get((identifier, number))
             told |= {"chosen": reason} if reason else {}
             try:
-                if number in done:  # the node's work, or an earlier runner's: the manifest is what is left to do
+                if number in done:  # the node's work, or an earlier runner's: what lies beside it is what is left to do
+                    with self._lock:
+                        self._parcels.append((place.target, parcel))
                     place.target.note(parcel, "manifest.json", manifest)
                     continue
                 done[number] = place.target.store(parcel)

@@ -78,11 +78,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Upload:
-    """One target: `kind` is directory, host_path, azure_blob or s3; `options` as the runbook says, paths resolved."""
+    """One target: `kind` is directory, host_path, azure_blob or s3; `options` as the runbook says, paths resolved.
+
+    `retention` is what of this runbook's runs stays there; None for all.
+    """
 
     kind: str
     options: Mapping[str, Any]
     path: Path_
+    retention: Keep | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,7 @@ def _build(document: Document, folder: Path, extra: Mapping[str, tuple[Any, str]
     problems += _name_problems(document, captures)
     problems += _secret_problems(document, value, ())
     problems += _condition_problems(document, value)
+    problems += _key_problems(document, value)
     problems += [p for capture in captures for p in _inside_problems(document, capture)]
     if problems:
         unread = {(p.line, p.column) for p in document.problems}
@@ -295,12 +300,14 @@ def _relative(path: str, folder: Path) -> str:
 def _upload(given: Mapping[str, Any], path: Path_, folder: Path) -> Upload:
     ((kind, options),) = given.items()
     if kind == "directory":
-        return Upload(kind, {"path": str(folder / options)}, (*path, kind))
+        options = {"path": options} if isinstance(options, str) else options
+        options = {**options, "path": str(folder / options["path"])}
     if kind == "host_path":
         options = {**options, "keep_s": options.get("keep_for")}
     if options.get("ca_file"):
         options = {**options, "ca_file": str(folder / Path(options["ca_file"]).expanduser())}
-    return Upload(kind, options, (*path, kind))
+    retention = _retention(options.get("retention"))
+    return Upload(kind, {k: v for k, v in options.items() if k != "retention"}, (*path, kind), retention)
 
 
 def _name_problems(document: Document, captures: list[Capture]) -> list[Problem]:
@@ -355,6 +362,20 @@ def _inside_problems(document: Document, capture: Capture) -> list[Problem]:
         if entry.options.get("netns"):
             why = "the namespace is the pod's already, by scope: pod-netns"
             problems.append(document.problem((*entry.path, "netns"), why, "one capture for each"))
+    return problems
+
+
+def _key_problems(document: Document, value: Any) -> list[Problem]:
+    """A target that forgets runs has a folder for each of them: its `run.json` is what tells one from another."""
+    problems = []
+    for index, target in enumerate(_list(value, "upload")):
+        for kind, options in target.items() if isinstance(target, dict) else ():
+            key = options.get("key", "{run}/") if isinstance(options, dict) and "retention" in options else "{run}/"
+            if isinstance(key, str) and "{run}" not in key.rpartition("/")[0]:
+                problems.append(document.problem(
+                    ("upload", index, kind, "key"), "with retention each run needs a folder of its own",
+                    "for example key: {prefix}/{run}/{archive}",
+                ))  # fmt: skip
     return problems
 
 

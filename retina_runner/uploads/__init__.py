@@ -108,6 +108,46 @@ class Target(Protocol):
         """The bytes of a key. Raises NotStored."""
         ...
 
+    @property
+    def prefix(self) -> str:
+        """What all keys of this target begin with; empty for anything."""
+        ...
+
+    def key_for(self, parcel: Parcel, name: str = "") -> str:
+        """The key of the archive, or with `name` of the small file beside it. Asks nobody."""
+        ...
+
+    def find(self, parcel: Parcel, name: str = "") -> Item | None:
+        """The archive, or with `name` the small file beside it, if anything is there. Raises NotStored."""
+        ...
+
+    def remove(self, item: Item) -> None:
+        """Delete what `find` found; nothing that has come in its place. Raises NotStored. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something in a store that lies where an archive of ours, or a small file beside one, belongs.
+
+    `alien` says why it isn't ours, empty when it is: then its metadata (in a folder: its content) are the parcel's.
+    `version` is the store's own mark of this very content, empty where it has none.
+    """
+
+    key: str
+    size_bytes: int
+    alien: str = ""
+    version: str = ""
+
+
+def alien(parcel: Parcel, metadata: Mapping[str, Any], note: bool) -> str:
+    """Why an object with these metadata isn't the parcel's (or a note beside it); empty when it is."""
+    known = {str(k).lower(): str(v) for k, v in metadata.items()}
+    for name in ("run",) if note else ("run", "node", "sha256"):
+        if known.get(name) != parcel.metadata[name]:
+            return f"its metadata say {name} = {known[name]}" if name in known else f"it has no metadata {name}"
+    return ""
+
 
 def key_of(template: str, prefix: str, parcel: Parcel) -> str:
     """The archive's key. Raises NotStored for a field that isn't one."""
@@ -119,6 +159,12 @@ def key_of(template: str, prefix: str, parcel: Parcel) -> str:
         return fields[found[1]]
 
     return re.sub("/{2,}", "/", _FIELD.sub(put, template)).lstrip("/")
+
+
+def fixed_part(template: str, prefix: str) -> str:
+    """What every key of a template begins with, as far as that is known beforehand; whole folders."""
+    known = template.replace("{prefix}", prefix.strip("/")).partition("{")[0]
+    return re.sub("/{2,}", "/", known).lstrip("/").rpartition("/")[0]
 
 
 def beside(key: str, name: str) -> str:

@@ -22,12 +22,15 @@ from retina_runner.uploads import (
     DEFAULT_KEY,
     SINGLE_MOST_BYTES,
     Grant,
+    Item,
     NotStored,
     Parcel,
+    alien,
     beside,
     block_bytes,
     check_clock,
     content_type,
+    fixed_part,
     key_of,
 )
 from retina_runner.uploads.route import Route
@@ -219,7 +222,9 @@ class AzureBlobTarget:
 
         blob = self._client().get_blob_client(beside(key_of(self._key, self._prefix, parcel), name))
         try:
-            blob.upload_blob(content, overwrite=True, content_settings=ContentSettings("application/json"))
+            blob.upload_blob(
+                content, overwrite=True, metadata=parcel.metadata, content_settings=ContentSettings("application/json")
+            )
         except AzureError as error:
             raise self._trouble(error) from None
 
@@ -290,6 +295,42 @@ class AzureBlobTarget:
 
         try:
             yield from self._client().download_blob(key, max_concurrency=1).chunks()
+        except AzureError as error:
+            raise self._trouble(error) from None
+
+    # -- forgetting ------------------------------------------------------------------------------------------------------
+
+    @property
+    def prefix(self) -> str:
+        return fixed_part(self._key, self._prefix)
+
+    def key_for(self, parcel: Parcel, name: str = "") -> str:
+        key = key_of(self._key, self._prefix, parcel)
+        return beside(key, name) if name else key
+
+    def find(self, parcel: Parcel, name: str = "") -> Item | None:
+        from azure.core.exceptions import AzureError, ResourceNotFoundError
+
+        key = self.key_for(parcel, name)
+        try:
+            found = self._client().get_blob_client(key).get_blob_properties()
+        except ResourceNotFoundError as error:
+            if getattr(error, "error_code", "") == "ContainerNotFound":
+                raise self._trouble(error) from None
+            return None
+        except AzureError as error:
+            raise self._trouble(error) from None
+        return Item(key, int(found.size), alien(parcel, found.metadata or {}, bool(name)), str(found.etag))
+
+    def remove(self, item: Item) -> None:
+        from azure.core.exceptions import AzureError, ResourceNotFoundError
+
+        try:
+            self._client().get_blob_client(item.key).delete_blob(
+                etag=item.version, match_condition=_only_if_unmodified()
+            )
+        except ResourceNotFoundError:
+            return
         except AzureError as error:
             raise self._trouble(error) from None
 

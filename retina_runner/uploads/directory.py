@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from retina_runner.agent.archive import digest_of
-from retina_runner.uploads import Grant, NotStored, Parcel, beside
+from retina_runner.naming import without_ending
+from retina_runner.uploads import Grant, Item, NotStored, Parcel, beside
 
 
 class DirectoryTarget:
@@ -68,9 +71,7 @@ class DirectoryTarget:
         raise NotStored(f"{target} is there already, with other content; it is not overwritten")
 
     def note(self, parcel: Parcel, name: str, content: bytes) -> None:
-        path = self._folder / (
-            beside(parcel.path.name, name) if name != "run.json" else f"{parcel.run}.{name}"
-        )  # several runs share the folder
+        path = self._beside(parcel, name)
         try:
             part = path.with_name(f".{path.name}.{os.getpid()}.part")
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -82,6 +83,10 @@ class DirectoryTarget:
 
     def place(self) -> dict[str, Any] | None:
         return None
+
+    def _beside(self, parcel: Parcel, name: str) -> Path:
+        # Several runs share the folder.
+        return self._folder / (beside(parcel.path.name, name) if name != "run.json" else f"{parcel.run}.{name}")
 
     def grant(self, parcel: Parcel, life_s: float) -> Grant | None:
         return None  # a folder of this machine's isn't the node's
@@ -105,3 +110,46 @@ class DirectoryTarget:
                     yield chunk
         except OSError as error:
             raise NotStored(f"{error.filename}: {error.strerror}") from error
+
+    @property
+    def prefix(self) -> str:
+        return ""
+
+    def key_for(self, parcel: Parcel, name: str = "") -> str:
+        return self._beside(parcel, name).name if name else parcel.path.name
+
+    def find(self, parcel: Parcel, name: str = "") -> Item | None:
+        path = self._folder / self.key_for(parcel, name)
+        try:
+            status = os.lstat(path)
+            if not stat.S_ISREG(status.st_mode):
+                return Item(path.name, 0, "it is no regular file")
+            version = f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
+            return Item(path.name, status.st_size, self._alien(path, parcel, name), version)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise NotStored(f"{path}: {error.strerror}") from error
+
+    def _alien(self, path: Path, parcel: Parcel, name: str) -> str:
+        """A file has no metadata: its content is what tells whose it is."""
+        if not name:
+            return "" if digest_of(path)[1] == parcel.sha256 else "it has another sha256 than the archive"
+        try:
+            said = json.loads(path.read_bytes())
+            ours = said["run"] == parcel.run if name == "run.json" else said["base"] == without_ending(parcel.path.name)
+        except (ValueError, KeyError, TypeError):
+            ours = False
+        return "" if ours else f"it isn't the {name} of this run"
+
+    def remove(self, item: Item) -> None:
+        path = self._folder / item.key
+        try:
+            status = os.lstat(path)
+            if f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}" != item.version:
+                raise NotStored(f"{path} was written anew meanwhile; it stays")
+            path.unlink()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise NotStored(f"{path}: {error.strerror}") from error

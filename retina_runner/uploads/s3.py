@@ -19,12 +19,15 @@ from retina_runner.uploads import (
     SINGLE_MOST_BYTES,
     Forgotten,
     Grant,
+    Item,
     NotStored,
     Parcel,
+    alien,
     beside,
     block_bytes,
     check_clock,
     content_type,
+    fixed_part,
     key_of,
 )
 from retina_runner.uploads.route import Route
@@ -204,7 +207,7 @@ class S3Target:
 
     def note(self, parcel: Parcel, name: str, content: bytes) -> None:
         key = beside(key_of(self._key, self._prefix, parcel), name)
-        self._call("put_object", Key=key, Body=content, ContentType="application/json")
+        self._call("put_object", Key=key, Body=content, Metadata=parcel.metadata, ContentType="application/json")
 
     # -- nodes that store themselves -----------------------------------------------------------------------------------
 
@@ -286,6 +289,33 @@ class S3Target:
         if found.get("missing"):
             raise NotStored(f"{self._location(key)} isn't there")
         yield from found["Body"].iter_chunks(READ_BYTES)
+
+    # -- forgetting ------------------------------------------------------------------------------------------------------
+
+    @property
+    def prefix(self) -> str:
+        return fixed_part(self._key, self._prefix)
+
+    def key_for(self, parcel: Parcel, name: str = "") -> str:
+        key = key_of(self._key, self._prefix, parcel)
+        return beside(key, name) if name else key
+
+    def find(self, parcel: Parcel, name: str = "") -> Item | None:
+        key = self.key_for(parcel, name)
+        found = self._call("head_object", Key=key)
+        if found.get("missing"):
+            return None
+        strange = alien(parcel, found.get("Metadata") or {}, bool(name))
+        return Item(key, int(found["ContentLength"]), strange, str(found.get("ETag", "")))
+
+    def remove(self, item: Item) -> None:
+        # A condition (If-Match) is refused by most stores that speak S3: what is there is looked at once more instead.
+        found = self._call("head_object", Key=item.key)
+        if found.get("missing"):
+            return
+        if str(found.get("ETag", "")) != item.version:
+            raise NotStored(f"{self._location(item.key)} was written anew meanwhile; it stays")
+        self._call("delete_object", Key=item.key)
 
 
 def _md5(data: bytes) -> str:
