@@ -10,18 +10,15 @@ from typing import Any
 from retina_runner import filters, naming
 from retina_runner.agent import PLAN_FORMAT, process
 from retina_runner.agent.collectors import tcpdump
-from retina_runner.agent.collectors.tcpdump import RING_STEP_BYTES
 from retina_runner.agent.metrics import plugins
 from retina_runner.agent.state_items import NODE_WIDE
 from retina_runner.bundle import AgentBundle
 from retina_runner.errors import DocumentError, Problem
-from retina_runner.runbook import Capture, CollectorEntry, Runbook, Trigger
+from retina_runner.rings import ring_of
+from retina_runner.runbook import Capture, CollectorEntry, Runbook
 from retina_runner.units import format_duration, format_size
 
 COMPILE_LIMIT_S = 60.0
-RING_FILES = 10
-RING_SLACK_S = 15.0
-"""How much longer than it should take an order may be on its way, and the archiving of a window may last."""
 FILTER_OPTIONS = ("filter", "include", "exclude", "source", "destination")
 
 
@@ -138,14 +135,6 @@ def inside(entry: CollectorEntry) -> dict[str, Any]:
     if entry.name == "network-state":
         options["exclude"] = [*options["exclude"], *NODE_WIDE]
     return options
-
-
-def ring_of(options: Mapping[str, Any], trigger: Trigger) -> dict[str, Any]:
-    """What makes a tcpdump entry a flight recorder's: the ring that it asks for, or one of as many bytes as its pcap might
-    have had, and for how long it must hold a packet: until its window can be ordered at the latest."""
-    size = max(RING_STEP_BYTES, int(options["max_size"]) // RING_FILES // RING_STEP_BYTES * RING_STEP_BYTES)
-    hold_s = trigger.before_s + max(trigger.after_s, trigger.patience_s) + RING_SLACK_S
-    return {"ring": options.get("ring") or {"files": RING_FILES, "file_size": size}, "hold_s": hold_s}
 
 
 def expression(runbook: Runbook, entry: CollectorEntry, scope: filters.Expression | None = None) -> str | Problem:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from retina_runner import own_plugins, schema, translate, variables
+from retina_runner import condition_names, own_plugins, rings, schema, translate, variables
 from retina_runner.agent import conditions
 from retina_runner.documents import Document, Path_, nearest, parse_document
 from retina_runner.documents import load_document as _load
@@ -131,11 +131,8 @@ class Runbook:
     when: When | None = None
     trigger: Trigger | None = None
     expect: tuple[str, ...] = ()
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a translated manifest says otherwise, or what in it means nothing here."""
-        return self.document.notes if isinstance(self.document, translate.Translated) else ()
+    notes: tuple[str, ...] = ()
+    """What a translated manifest says otherwise, or means nothing here; and what may be a mistake."""
 
     def problem(self, path: Iterable[str | int], message: str, hint: str = "") -> Problem:
         """A problem at that place of the runbook's file."""
@@ -178,13 +175,35 @@ def _build(document: Document, folder: Path, extra: Mapping[str, tuple[Any, str]
         unread = {(p.line, p.column) for p in document.problems}
         rest = [p for p in problems[len(document.problems) :] if (p.line, p.column) not in unread]
         raise DocumentError(list(dict.fromkeys((*document.problems, *rest))))
-    whole = schema.normalise(value, schema.load("runbook"))
+    made = _made(document, schema.normalise(value, schema.load("runbook")), tuple(captures), folder, known)
+    places = _conditions(made)
+    rest = [*condition_names.problems(made, places), *rings.problems(made)]
+    if rest:
+        raise DocumentError(rest)
+    return replace(made, notes=(*made.notes, *condition_names.notes(places)))
+
+
+def _conditions(runbook: Runbook) -> tuple[condition_names.Place, ...]:
+    """All of them. What a trigger asks for, one node of the run has to have; the others ask every node."""
+    found: list[tuple[Path_, str, bool]] = []
+    if runbook.when:
+        found.append((("when", "condition"), runbook.when.condition, True))
+    if runbook.trigger:
+        found.append((("trigger", "condition"), runbook.trigger.condition, False))
+    found += [(("expect", n), text, True) for n, text in enumerate(runbook.expect)]
+    return tuple(condition_names.Place(path, conditions.parse(text, True), all_) for path, text, all_ in found)
+
+
+def _made(
+    document: Document, whole: Mapping[str, Any], captures: tuple[Capture, ...], folder: Path, known: Mapping[str, Any]
+) -> Runbook:
+    """The runbook of a valid document."""
     limits = whole["limits"]
     return Runbook(
         name=whole["name"],
         summary=whole.get("summary", ""),
         duration_s=whole["duration"],
-        captures=tuple(captures),
+        captures=captures,
         limits=Limits(
             node_bytes=limits["node_bytes"],
             disk_free_percent=limits["disk_free_percent"],
@@ -208,6 +227,7 @@ def _build(document: Document, folder: Path, extra: Mapping[str, tuple[Any, str]
         when=When(whole["when"]["condition"], whole["when"]["over"]) if "when" in whole else None,
         trigger=_trigger(whole.get("trigger")),
         expect=tuple(whole.get("expect", ())),
+        notes=document.notes if isinstance(document, translate.Translated) else (),
     )
 
 

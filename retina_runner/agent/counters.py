@@ -28,12 +28,14 @@ _GAUGES = {
     "entries",
 }
 """Names in the files below that aren't counters: RFC 4293 and 4022 say which, and the queue lengths."""
-_SOFTNET = {0: "processed", 1: "dropped", 2: "time_squeeze", 9: "received_rps", 10: "flow_limit_count", 11: "backlog"}
+SOFTNET = {0: "processed", 1: "dropped", 2: "time_squeeze", 9: "received_rps", 10: "flow_limit_count", 11: "backlog"}
 """Columns of /proc/net/softnet_stat, net/core/net-procfs.c; all hexadecimal. Column 12 is the CPU."""
-_DEV_COLUMNS = (
+DEV_COLUMNS = (
     "rx_bytes", "rx_packets", "rx_errors", "rx_dropped", "rx_fifo", "rx_frame", "rx_compressed", "rx_multicast",
     "tx_bytes", "tx_packets", "tx_errors", "tx_dropped", "tx_fifo", "tx_collisions", "tx_carrier", "tx_compressed",
 )  # fmt: skip
+SOFTIRQS = ("NET_RX", "NET_TX")
+QDISC = ("bytes", "packets", "drops", "overlimits", "requeues", "backlog", "qlen")
 
 
 def _put(into: Snapshot, name: str, value: int, kind: str = "", **labels: str) -> None:
@@ -96,7 +98,7 @@ def parse_softnet(text: str) -> Snapshot:
         except ValueError:
             continue
         cpu = str(values[12]) if len(values) > 12 else str(number)
-        for column, name in _SOFTNET.items():
+        for column, name in SOFTNET.items():
             if column < len(values):
                 _put(found, f"softnet.{name}", values[column], cpu=cpu)
     return found
@@ -108,9 +110,9 @@ def parse_dev(text: str) -> Snapshot:
     for line in text.splitlines():
         interface, colon, rest = line.rpartition(":")
         values = [_integer(w) for w in rest.split()]
-        if not colon or len(values) < len(_DEV_COLUMNS) or None in values:
+        if not colon or len(values) < len(DEV_COLUMNS) or None in values:
             continue
-        for name, value in zip(_DEV_COLUMNS, values):
+        for name, value in zip(DEV_COLUMNS, values):
             _put(found, f"interface.{name}", value, interface=interface.strip())
     return found
 
@@ -168,7 +170,7 @@ def parse_qdisc(text: str) -> Snapshot:
         }
         if entry.get("parent"):
             labels["parent"] = str(entry["parent"])
-        for name in ("bytes", "packets", "drops", "overlimits", "requeues", "backlog", "qlen"):
+        for name in QDISC:
             if isinstance(entry.get(name), int):
                 _put(found, f"qdisc.{name}", entry[name], **labels)
     return found
@@ -196,7 +198,7 @@ def parse_softirqs(text: str) -> Snapshot:
     cpus = lines[0].split() if lines else []
     for line in lines[1:]:
         name, _, rest = line.partition(":")
-        if name.strip() in ("NET_RX", "NET_TX"):
+        if name.strip() in SOFTIRQS:
             for cpu, number in zip(cpus, rest.split()):
                 value = _integer(number)
                 if value is not None:
