@@ -16,6 +16,7 @@ from retina_runner.agent.collectors import Collector
 from retina_runner.agent.context import COMPLETE, LOSSY, PARTIAL, Context, Gap, Verdict, utc
 from retina_runner.agent.counters import COUNTER, FAMILY, Snapshot
 from retina_runner.agent.metrics import account, plugins, text
+from retina_runner.agent.metrics.cpus import Cpus
 from retina_runner.agent.metrics.model import FAILED, OK, Capability, ProgramCost, Sample, Scope, Source
 from retina_runner.agent.metrics.series import Series, Ticker
 from retina_runner.agent.metrics.sources import open_sources
@@ -42,6 +43,7 @@ class Ebpf(Collector):
         self._zeroed = self._read = 0.0
         self._samples: List[Sample] = []
         self._loss: Dict[str, int] = {}
+        self._cpus = Cpus()
         self._costs: List[ProgramCost] = []
         self._unread: List[str] = []
 
@@ -97,6 +99,7 @@ class Ebpf(Collector):
             self._zeroed = time.time()
             for _, source in self._sources:
                 source.zero()
+            self._cpus.zero()
 
     def _start(self) -> None:
         assert self.context.window is not None
@@ -108,6 +111,7 @@ class Ebpf(Collector):
         with self._lock:
             now = time.time()
             samples = [s for _, source in self._sources for s in source.sample()]
+            self._cpus.look()
         if self._series is not None:
             self._series.write(now, now - self._zeroed, samples)
 
@@ -134,6 +138,7 @@ class Ebpf(Collector):
                     self._costs += source.cost()
                 except Exception as error:
                     self._unread.append(f"{', '.join(names)}: {type(error).__name__}: {error}")
+            self._loss["cpus_changed"] = self._cpus.look()
         if self._series is not None:
             self._series.write(self._read, self._read - self._zeroed, self._samples)
 

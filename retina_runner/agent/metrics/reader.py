@@ -7,7 +7,6 @@ counted as a loss: what it had before is unknown.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Tuple
 
@@ -56,7 +55,6 @@ class Reader(Source):
         self._zero: Dict[Key, Number] = {}
         self._last: Dict[Key, Number] = {}
         self._resets = 0
-        self._cpus = 0
 
     # -- what a subclass says ----------------------------------------------------------------------------------------
 
@@ -93,7 +91,6 @@ class Reader(Source):
 
     def zero(self) -> None:
         self._zero, self._last, self._resets = {}, {}, 0
-        self._cpus = os.cpu_count() or 0
         for namespace in self._namespaces:
             for reading in self._readings(namespace):
                 if reading.kind == COUNTER:
@@ -132,8 +129,7 @@ class Reader(Source):
         return namespace.inside(lambda: [r for hook in self._working for r in self.take(hook)])
 
     def loss(self) -> Dict[str, int]:
-        changed = abs((os.cpu_count() or 0) - self._cpus)
-        return {"counters_reset": self._resets, "cpus_changed": changed}
+        return {"counters_reset": self._resets}
 
     def stop(self) -> None:
         for namespace in self._namespaces:
