@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import json
 import marshal
 import zipfile
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ def agent_bundle(compiled: bool = True) -> AgentBundle:
             info = zipfile.ZipInfo(name, _FIXED_TIME)
             info.compress_type = zipfile.ZIP_DEFLATED
             info.external_attr = 0o644 << 16
-            archive.writestr(info, content)
+            archive.writestr(info, content, compresslevel=9)
     content = b"#!/usr/bin/env python3\n" + buffer.getvalue()
     digest = hashlib.sha256(content).hexdigest()
     return AgentBundle(f"agent-{digest[:12]}.pyz", digest, content)
@@ -82,7 +83,14 @@ def _members(compiled: bool) -> Iterator[tuple[str, bytes]]:
             yield f"{name}c", _compiled(name, path)
     bpf = data_directory("bpf")
     for path in sorted(p for p in bpf.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        yield f"retina_runner/_data/bpf/{path.relative_to(bpf).as_posix()}", path.read_bytes()
+        content = _description(path.read_bytes()) if path.suffix == ".json" else path.read_bytes()
+        yield f"retina_runner/_data/bpf/{path.relative_to(bpf).as_posix()}", content
+
+
+def _description(text: bytes) -> bytes:
+    """A plugin's description without what only its page in the documentation tells."""
+    told = {key: value for key, value in json.loads(text).items() if key not in ("limits", "cost")}
+    return json.dumps(told, separators=(",", ":")).encode()
 
 
 def _compiled(name: str, path: Path) -> bytes:
