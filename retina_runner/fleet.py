@@ -10,6 +10,7 @@ never the window. A run whose runner died is adopted by another one: the same, f
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import queue
@@ -17,7 +18,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +31,29 @@ from retina_runner.errors import ArchiveError
 from retina_runner.executors import Clock, Link, LinkLost, LinkRefused
 from retina_runner.fetching import Throttle, fetch
 from retina_runner.freezing import Duties, Freezes, Hands, Postponed
+from retina_runner.moving import Changes, Standing, Watch
 from retina_runner.verification import Verification, first_manifest
 
 LEAD_MARGIN_S, LEAD_MOST_S = 1.0, 60.0
+AGAIN = "run the runbook again"
 RECONNECT_FIRST_S, RECONNECT_MOST_S = 1.0, 20.0
 FIRST_TRIES = 4
 """How often a connection that was dropped before the login is tried: sshd does so beyond MaxStartups, at random."""
 INTERRUPTED_LIMIT_S = 20.0
 """How long after Ctrl-C a node that can't be reached is still tried."""
 DEFAULT_FORKS = 50
+MOVES_MOST = 3
+"""How often nodes are planned again for pods that go on moving, before they are all checked and before T0 each."""
+MOVES_EXTRA_S = 15.0
+"""How long beyond `ready_timeout` those that are ready wait for this; less than an agent's patience (RELEASE_GRACE_S)."""
 
 
 @dataclass(frozen=True)
 class Target:
     """One plan on one node. `id` is unique in the run; `directory` is where its agent works on the node.
 
-    `compiles`: it may have BPF programs compiled there, which other nodes could use.
+    `compiles`: it may have BPF programs compiled there, which other nodes could use. `reach` is what a later runner needs
+    to get there, a dataclass; None for this machine.
     """
 
     id: str
@@ -58,6 +66,7 @@ class Target:
     link: Link
     work_directory: str
     compiles: bool = False
+    reach: Any = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,17 @@ class _Barrier:
         with self.lock:
             return set(self.waiting_for)
 
+    def expect(self, target: str) -> None:
+        """One more."""
+        with self.lock:
+            self.waiting_for.add(target)
+
+    def recall(self, target: str) -> None:
+        """Wait for it again, if it had arrived."""
+        with self.lock:
+            if self.arrived.pop(target, None) is not None:
+                self.waiting_for.add(target)
+
     def complete(self, timeout_s: float) -> bool:
         with self.lock:
             return self.lock.wait_for(lambda: not self.waiting_for, timeout_s)
@@ -118,7 +138,7 @@ class Fleet:
     """Carries one run out. `events()` yields everything that happens, until the last node is done.
 
     `delivery` says where each archive goes. `verify(path)` returns what is wrong with an archive, nothing for an intact one.
-    `keep_bytecode(units)` is given what nodes have compiled.
+    `keep_bytecode(units)` is given what nodes have compiled. `watch` tells when pods move that nodes were chosen for.
     """
 
     def __init__(
@@ -132,6 +152,7 @@ class Fleet:
         delivery: Delivery,
         adopt: Adoption | None = None,
         keep_bytecode: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
+        watch: Watch[Target] | None = None,
     ):
         self._targets = tuple(targets)
         self._agent, self._archives, self._terms, self._adopt = agent, archives, terms, adopt
@@ -142,7 +163,9 @@ class Fleet:
         self._checked = _Barrier({t.id for t in targets})
         self._ready = _Barrier({t.id for t in targets})
         self._go = threading.Event()
-        self._released = threading.Event()
+        self._standing: Standing[Target] = Standing()
+        self._watch = watch
+        self._workers: list[threading.Thread] = []
         self._interrupted = threading.Event()
         self._interrupted_at = 0.0
         self._stopped = threading.Event()
@@ -156,14 +179,18 @@ class Fleet:
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Run; iterate in the main thread, so that signals are handled between events."""
-        workers = [threading.Thread(target=self._guard, args=(t,), name=t.id, daemon=True) for t in self._targets]
-        for worker in workers:
-            worker.start()
+        for target in self._targets:
+            self._begin(target)
         if self._adopt is None:
             threading.Thread(target=self._pace, name="pacemaker", daemon=True).start()
-        while any(w.is_alive() for w in workers):
+        while any(w.is_alive() for w in self._workers):
             yield from self._pending(0.2)
         yield from self._pending(0.0)
+
+    def _begin(self, target: Target) -> None:
+        worker = threading.Thread(target=self._guard, args=(target,), name=target.id, daemon=True)
+        self._workers.append(worker)
+        worker.start()
 
     def interrupt(self, signal: str) -> None:
         """End the window now on every node, keep what is there; `events` tells it.
@@ -196,22 +223,67 @@ class Fleet:
 
     def _pace(self) -> None:
         """Lets the nodes go on together: first to start, then to T0."""
-        self._until(self._checked)
+        limit = time.monotonic() + self._terms.ready_timeout_s
+        self._until(self._checked, limit)
+        self._follow_pods(self._checked, limit + self._terms.ready_timeout_s)
         self._go.set()
         for late in self._checked.late():
             self._ready.drop(late)  # it has had its time; when it comes, it begins at once, and its archive says so
-        self._until(self._ready)
+        limit = time.monotonic() + self._terms.ready_timeout_s
+        self._until(self._ready, limit)
+        self._note_moves(self._follow_pods(self._ready, limit + MOVES_EXTRA_S))
         if not self._halted() and self._ready.arrived:
             lead_s = min(max(self._ready.arrived.values()), LEAD_MOST_S) + LEAD_MARGIN_S
             # A whole second, so that the archives' names say T0 exactly.
             self._t0 = float(math.ceil(time.time() + lead_s))
             self._say("t0", t0=utc(self._t0), lead_s=round(self._t0 - time.time(), 3))
-        self._released.set()
+        self._standing.release()
 
-    def _until(self, barrier: _Barrier) -> None:
-        limit = time.monotonic() + self._terms.ready_timeout_s
+    def _until(self, barrier: _Barrier, limit: float) -> None:
         while not barrier.complete(0.05) and time.monotonic() < limit and not self._halted():
             pass
+
+    def _follow_pods(self, barrier: _Barrier, limit: float) -> Changes:
+        """Have the nodes follow pods that have moved, until they stay or the time is up; what is still otherwise then."""
+        for left in range(MOVES_MOST, -1, -1):
+            if self._watch is None or self._halted():
+                break
+            try:
+                changes = self._watch.look(self._halted)
+                if not changes or not left or time.monotonic() >= limit:
+                    return changes
+                planned = {target.id: target for target in self._watch.take(changes)}
+            except Exception as error:  # whatever it is, everybody waits for this thread
+                why = f"its pods couldn't be looked at again before T0: {type(error).__name__}: {error}"
+                return Changes(unseen={target.id: why for target in self._targets})
+            for identifier in (*changes.replanned, *changes.left):
+                self._ready.recall(identifier)  # before it is told, or nobody would wait for it
+            for identifier, why in changes.joined.items():
+                self._join(planned[identifier], why)
+            for identifier, why in changes.replanned.items():
+                self._standing.replan(planned[identifier], why)
+            for identifier, why in changes.left.items():
+                self._standing.leave(identifier, why)
+            self._until(barrier, limit)
+        return Changes()
+
+    def _join(self, target: Target, why: str) -> None:
+        self._checked.expect(target.id)
+        self._ready.expect(target.id)
+        self._targets = (*self._targets, target)
+        self._say("node-joined", target, executor=target.executor, directory=target.directory, why=why,
+                  reach=asdict(target.reach) if target.reach is not None else None)  # fmt: skip
+        self._begin(target)
+
+    def _note_moves(self, late: Changes) -> None:
+        """What nobody waits for any more: told with the release, and of nodes that aren't captured as their failure."""
+        self._standing.stale.update(late.replanned)
+        self._standing.unseen.update(late.unseen)
+        for identifier, why in late.left.items():
+            self._standing.leave(identifier, why)
+        for identifier, why in late.joined.items():
+            assert self._watch is not None
+            self._failed(self._watch.late(identifier), "pods", f"{why}, too late to be captured at this T0", AGAIN)
 
     def _halted(self) -> bool:
         """Nothing new begins any more: Ctrl-C, or too many nodes have failed."""
@@ -285,21 +357,20 @@ class Fleet:
             if self._stopped.is_set():
                 self._hold_back(target)
             return
-        begun = time.monotonic()
-        self._note_unclean(target, target.directory)
-        limit_s = max(15.0, self._terms.ready_timeout_s)
-        self._persistently(target, lambda: link.call("start", target.directory, stdin=target.plan, limit_s=limit_s))
-        call_s = time.monotonic() - begun
-        follower = _Follower(self, target)
-        for event in follower.until("ready", "end"):
-            if event["event"] == "ready":
-                # The release is a call like the one just made, at the same time as everybody's.
-                self._ready.arrive(target.id, begin_lead_s(event["rehearsal_s"]) + 4 * clock.error_s + 1.5 * call_s)
+        former = None
+        while not self._standing.left(target):
+            target = self._newest(target)
+            follower = self._start(target, clock, former)
+            if follower.ended:
+                self._ready.drop(target.id)
                 break
-        if follower.ended:
-            self._ready.drop(target.id)
+            if self._standing.wait(target):
+                break
+            self._persistently(target, functools.partial(link.call, "stop", target.directory))  # there is no window yet
+            former = target
         else:
-            self._released.wait()
+            self._leave(target)
+            return
         if not follower.ended and not self._interrupted.is_set():
             if self._t0:
                 self._release(target, clock, self._t0)
@@ -310,6 +381,35 @@ class Fleet:
         self._bring_back(target, follower)
         if self._stopped.is_set() and not self._t0:
             self._hold_back(target)
+
+    def _newest(self, target: Target) -> Target:
+        newest = self._standing.newest(target)
+        if newest is not target:
+            self._say("node-replanned", newest, directory=newest.directory, why=self._standing.why[target.id])
+        return newest
+
+    def _start(self, target: Target, clock: Clock, former: Target | None) -> _Follower:
+        """Start its agent, in place of a former one; returns when it is ready, or has ended."""
+        begun = time.monotonic()
+        self._note_unclean(target, target.directory)
+        limit_s = max(15.0, self._terms.ready_timeout_s)
+        start = functools.partial(target.link.call, "start", target.directory, stdin=target.plan, limit_s=limit_s)
+        self._persistently(target, start)
+        call_s = time.monotonic() - begun
+        if former is not None:  # after the start: with its last agent a pod goes
+            self._call_persistently(target, "remove", former.directory, limit_s=90.0)
+        follower = _Follower(self, target)
+        for event in follower.until("ready", "end"):
+            if event["event"] == "ready" and not self._standing.moved(target):
+                # The release is a call like the one just made, at the same time as everybody's.
+                self._ready.arrive(target.id, begin_lead_s(event["rehearsal_s"]) + 4 * clock.error_s + 1.5 * call_s)
+        return follower
+
+    def _leave(self, target: Target) -> None:
+        """Nothing that is to be captured is there any more."""
+        self._ready.drop(target.id)
+        self._remove(target, quietly=True)
+        self._say("node-left", target, why=self._standing.left(target))
 
     def _meet(self, target: Target) -> bool:
         """Connect and install, a bounded number at a time; whether it came to that. Raises LinkRefused, LinkLost."""
@@ -336,6 +436,8 @@ class Fleet:
             "reference_t0": t0,
             "offset_s": clock.offset_s,
             "offset_error_s": clock.error_s,
+            "stale": self._standing.stale.get(target.id, ""),
+            "warnings": [self._standing.unseen[target.id]] if target.id in self._standing.unseen else [],
         }
         text = json.dumps(release).encode()
         self._persistently(target, lambda: target.link.call("release", target.directory, stdin=text))

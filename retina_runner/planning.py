@@ -88,12 +88,17 @@ def build(
     return tuple(plans)
 
 
+def plan_id(capture: str, place: str, several: bool) -> str:
+    """What tells plans of a run apart; `several`: the runbook has more than one capture."""
+    return f"{capture}/{place}" if several else place
+
+
 def _plan(runbook: Runbook, capture: Capture, place: Place, run: str, agent: AgentBundle,
           collectors: list[dict[str, Any]], several: bool) -> NodePlan:  # fmt: skip
     limits = runbook.limits
     prefix = naming.capture_prefix(runbook.name, capture.name, several)
     return NodePlan(
-        id=f"{capture.name}/{place.id}" if several else place.id,
+        id=plan_id(capture.name, place.id, several),
         node=place.node,
         capture=capture.name,
         executor=place.executor,

@@ -245,6 +245,17 @@ def _on_run(run: RunReport, nodes: dict[str, NodeReport], kind: str, event: Mapp
 
 def _on_node(node: NodeReport, kind: str, event: Mapping[str, Any]) -> NodeReport:
     match kind:
+        case "node-joined":
+            return NodeReport(
+                node.id, node.node, node.capture, event["executor"], event["directory"], event.get("reach"),
+                warnings=(f"planned only before T0: {event['why']}",),
+            )  # fmt: skip
+        case "node-replanned":
+            again = f"planned again before T0: {event['why']}"
+            return replace(node, state="checked", directory=event["directory"], warnings=(*node.warnings, again))
+        case "node-left":
+            nothing = Trouble("pods", event["why"])
+            return replace(node, state="skipped", started=False, removed=True, skipped=(*node.skipped, nothing))
         case "node-check":
             return replace(node, state="checked" if event["ok"] else node.state)
         case "started":

@@ -6,7 +6,7 @@ Runs in the supervisor. It trusts nothing of the dead worker's memory, only its 
 from __future__ import annotations
 
 import json
-from typing import List
+from typing import Any, Dict, List
 
 from retina_runner.agent import facts, manifest
 from retina_runner.agent.archive import ArchiveWriter
@@ -15,6 +15,7 @@ from retina_runner.agent.packing import Packing
 from retina_runner.agent.pcap import inspect
 from retina_runner.agent.plan import Plan
 from retina_runner.agent.recorder import stamp_of
+from retina_runner.agent.session import told_with
 from retina_runner.agent.workspace import Journal, Workspace, read_events
 
 
@@ -38,7 +39,7 @@ def rescue(workspace: Workspace, plan: Plan, why: str) -> None:
 
 
 def _pack(workspace: Workspace, plan: Plan, why: str, journal: Journal) -> None:
-    release = {"t0": plan.t0, "reference_t0": plan.t0}
+    release: Dict[str, Any] = {"t0": plan.t0, "reference_t0": plan.t0}
     if workspace.release.exists():
         release = json.loads(workspace.release.read_bytes())
     t0, reference = float(release["t0"] or 0), float(release["reference_t0"] or 0)
@@ -48,7 +49,7 @@ def _pack(workspace: Workspace, plan: Plan, why: str, journal: Journal) -> None:
         if stale.name not in whole:
             stale.unlink()  # the dead worker's archive has no end and can't be continued; what it held is still in raw/
     (workspace.raw / "ballast").unlink() if (workspace.raw / "ballast").exists() else None
-    record = Record(warnings=[why])
+    record = Record(warnings=[why, *told_with(release)])
     for entry in plan.entries:
         record.collectors[entry.id] = {
             "name": entry.name,

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from retina_runner.agent import bounds, collectors, conditions, counters, facts, manifest, symptoms
 from retina_runner.agent.archive import ArchiveInfo, ArchiveWriter
@@ -45,6 +45,11 @@ BALLAST_SHARE = 16
 def begin_lead_s(rehearsal_s: float) -> float:
     """How long before T0 a node begins to arm its collectors, when the rehearsal of that took so long."""
     return 1.5 * rehearsal_s + BEGIN_MARGIN_S
+
+
+def told_with(release: Mapping[str, Any]) -> List[str]:
+    """What a release says besides T0, for the manifest's warnings."""
+    return [str(why) for why in (*release.get("warnings", ()), release.get("stale")) if why]
 
 
 class Abandoned(Exception):
@@ -121,6 +126,7 @@ class Session:
         self._reference_t0 = 0.0
         self._base = ""
         self._inside: Optional[Inside] = None
+        self._stale = ""
         self._late_s = 0.0
         self._limited = False
         self._rehearsal_s = 0.0
@@ -357,6 +363,10 @@ class Session:
                 if time.monotonic() > deadline:
                     raise Abandoned("no T0 came; the runner is gone")
             release = json.loads(self.workspace.release.read_bytes())
+        self._stale = str(release.get("stale") or "")
+        for why in told_with(release):
+            self.record.warnings.append(why)
+            self.journal.emit("warning", why=why)
         self._arm(
             float(release["t0"]), float(release["reference_t0"]), release.get("offset_s"), release.get("offset_error_s")
         )
@@ -503,6 +513,7 @@ class Session:
         packing.add_held(record.held)
         if not record.verdicts:
             record.verdicts.append(Verdict("state/delta/trigger.json", COMPLETE))
+        self._judge_filters(record)
         for verdict in record.verdicts if freeze.stopped else ():
             verdict.lower(PARTIAL, f"the window was cut short: {freeze.stopped}")
         if freeze.why_alone:
@@ -612,6 +623,7 @@ class Session:
         if not self.record.verdicts:
             self.record.verdicts.append(Verdict("manifest.json", COMPLETE))
         assert self._window is not None
+        self._judge_filters(self.record)
         for verdict in self.record.verdicts:
             if self._ended_early():
                 verdict.lower(
@@ -619,6 +631,12 @@ class Session:
                 )
             if self._late_s > 0.1:
                 verdict.lower(PARTIAL, f"this node began {self._late_s:.1f} s after T0")
+
+    def _judge_filters(self, record: Record) -> None:
+        """Filters are of pods as they were when the plan was made; what the runner knows to have moved since lacks there."""
+        for verdict in record.verdicts if self._stale else ():
+            if verdict.artefact.endswith(".pcap"):
+                verdict.lower(PARTIAL, f"its filter is of pods as they were before T0: {self._stale}")
 
     def _manifest(self, files: Any) -> bytes:
         assert self._window is not None

@@ -20,13 +20,14 @@ Reach = Connection | PodReach
 class Pods:
     """What was chosen, by capture; `jobs` are the manifests by name, once `reach` has been asked.
 
-    `notes` say which of the chosen nodes are cordoned, tainted or not ready.
+    `notes` say which of the chosen nodes are cordoned, tainted or not ready. `moving` are the selections by pods, by capture.
     """
 
     def __init__(self) -> None:
         self._selected: dict[str, choosing.Selected] = {}
         self.jobs: dict[str, Mapping[str, Any]] = {}
         self.notes: tuple[str, ...] = ()
+        self.moving: dict[str, Mapping[str, Any]] = {}
 
     def places(self, runbook: Runbook, capture: Capture, nodes: KubernetesNodes) -> list[planning.Place]:
         """The capture's nodes; asks the cluster. Raises DocumentError."""
@@ -46,23 +47,54 @@ class Pods:
         selected = replace(selected, settings=replace(selected.settings, shelves=tuple(shelves), claim=claim))
         self.notes += selected.notes
         self._selected[capture.name] = selected
-        return [planning.Place(c.node, "kubernetes", c.scope, c.pod) for c in selected.nodes]
+        if choosing.by_pods(nodes.selection):
+            self.moving[capture.name] = nodes.selection
+        return places_of(selected.nodes)
+
+    def selected(self, capture: str) -> choosing.Selected:
+        """What is known of a capture."""
+        return self._selected[capture]
+
+    def again(self, capture: str) -> choosing.Selected:
+        """Choose a capture's pods once more; none is an answer too. Raises UsageError. `accept` makes it what is known."""
+        known = self._selected[capture]
+        try:
+            found = choosing.select(self.moving[capture])
+        except choosing.NoPods:
+            return replace(known, nodes=(), unsettled=())
+        return replace(known, nodes=found.nodes, unsettled=found.unsettled)
+
+    def accept(self, capture: str, selected: choosing.Selected) -> None:
+        self._selected[capture] = selected
 
     def reach(self, plans: Sequence[planning.NodePlan], token: str, agent: AgentBundle) -> dict[str, Reach]:
         """By plan id, for the plans of clusters."""
-        found: dict[str, Reach] = {}
         self.jobs = {}
-        for number, plan in enumerate(plans):
-            if plan.executor == "kubernetes":
-                selected = self._selected[plan.capture]
-                to = selected.reach(plan.node, token, number, plan.document["ready_timeout_s"])
-                found[plan.id] = to
-                self.jobs[to.job] = objects.job(token, number, plan.node, agent.name, plan.document, selected.settings)
-        return found
+        return {
+            plan.id: self.reach_one(plan, number, token, agent)
+            for number, plan in enumerate(plans)
+            if plan.executor == "kubernetes"
+        }
+
+    def reach_one(self, plan: planning.NodePlan, number: int, token: str, agent: AgentBundle) -> PodReach:
+        """For one plan, which from now on has its Job among `jobs`."""
+        selected = self._selected[plan.capture]
+        to = selected.reach(plan.node, token, number, plan.document["ready_timeout_s"])
+        self.jobs[to.job] = objects.job(token, number, plan.node, agent.name, plan.document, selected.settings)
+        return to
 
     def as_record(self) -> dict[str, dict[str, Any]]:
         """What a run keeps of its Jobs, by capture, so that a later runner can make such pods again."""
         return {capture: asdict(selected.settings) for capture, selected in self._selected.items()}
+
+
+def places_of(chosen: Sequence[choosing.Chosen]) -> list[planning.Place]:
+    return [planning.Place(c.node, "kubernetes", c.scope, c.pod) for c in chosen]
+
+
+def chosen_of(selected: choosing.Selected) -> dict[str, tuple[str, ...]]:
+    """The pods that each place was chosen for, by `Place.id`."""
+    return {place.id: c.pods for place, c in zip(places_of(selected.nodes), selected.nodes, strict=True)}
 
 
 def again(

@@ -7,7 +7,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,18 @@ from retina_runner.executors.local import LocalLink, default_work_directory
 from retina_runner.fleet import DEFAULT_FORKS
 from retina_runner.runbook import Capture, KubernetesNodes, LocalNodes, Runbook, load_runbook
 
+Places = dict[str, list[planning.Place]]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How nodes were chosen, so that it can be done again: `places` of all captures, before `narrowed` applies `--limit`
+    and `--shard` to them."""
+
+    pods: Pods
+    places: Places
+    narrowed: Callable[[Places], Places]
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -40,18 +52,19 @@ class Resolved:
     token: str
     agent: AgentBundle
     work_directory: str
-    reach: Mapping[str, Reach]
+    reach: dict[str, Reach]
     forks: int = DEFAULT_FORKS
     jobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     job_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    choices: Choices | None = None
 
 
 def resolve(chosen: argparse.Namespace) -> Resolved:
     """Everything that can be known without touching a node. Raises DocumentError, UsageError."""
     runbook = load_runbook(chosen.runbook, chosen.extra_vars, on_hosts=bool(chosen.inventory))
     problems: list[Problem] = []
-    places: dict[str, list[planning.Place]] = {}
+    places: Places = {}
     hosts, pods = Hosts(chosen.inventory), Pods()
     for capture in hosts.captures(runbook.captures):
         try:
@@ -61,10 +74,7 @@ def resolve(chosen: argparse.Namespace) -> Resolved:
     problems += planning.compile_filters(runbook)
     if problems:
         raise DocumentError(problems)
-    places = limited(places, hosts.inventories, chosen.limit)
-    if chosen.shard is not None:
-        shard = shards.parse(chosen.shard)
-        places = {c: [p for p in ps if shard.holds(p.node)] for c, ps in places.items()}
+    whole, places = places, _narrowed(places, hosts, chosen)
     printed = getattr(chosen, "manifests", False)
     # What `kubectl apply` stores beside an object is bounded, and a printed Job's agent is part of its manifest.
     agent = agent_bundle(compiled=not printed)
@@ -79,18 +89,18 @@ def resolve(chosen: argparse.Namespace) -> Resolved:
     reach |= pods.reach(plans, token, agent)
     work = chosen.work_dir or default_work_directory()
     return Resolved(
-        runbook,
-        plans,
-        run,
-        token,
-        agent,
-        work,
-        reach,
-        chosen.forks or DEFAULT_FORKS,
-        pods.jobs,
-        pods.as_record(),
-        pods.notes,
-    )
+        runbook, plans, run, token, agent, work, reach, chosen.forks or DEFAULT_FORKS, pods.jobs,
+        pods.as_record(), pods.notes, Choices(pods, whole, lambda found: _narrowed(found, hosts, chosen)),
+    )  # fmt: skip
+
+
+def _narrowed(places: Places, hosts: Hosts, chosen: argparse.Namespace) -> Places:
+    """Those that `--limit` and `--shard` leave. Raises UsageError."""
+    places = limited(places, hosts.inventories, chosen.limit)
+    if chosen.shard is not None:
+        shard = shards.parse(chosen.shard)
+        places = {c: [p for p in ps if shard.holds(p.node)] for c, ps in places.items()}
+    return places
 
 
 def _of_content(
@@ -130,9 +140,9 @@ def _work_directory(to: Reach) -> str:
     return to.work_directory or ssh.default_work_directory(to.become_user if to.become else to.user)
 
 
-def directory_of(resolved: Resolved, number: int) -> str:
-    """Where the plan of that number works on its node: short, safe, and not another run's."""
-    return f"{work_directory_of(resolved, resolved.plans[number])}/{resolved.run}-{resolved.token}-{number}"
+def directory_of(resolved: Resolved, plan: planning.NodePlan, number: int) -> str:
+    """Where the plan, the run's of that number, works on its node: short, safe, and not another run's."""
+    return f"{work_directory_of(resolved, plan)}/{resolved.run}-{resolved.token}-{number}"
 
 
 class Links:

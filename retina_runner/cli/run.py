@@ -16,6 +16,7 @@ from typing import Any
 from retina_runner import __version__, bytecode, planning
 from retina_runner.bundle import AgentBundle
 from retina_runner.cli import prune, unattended
+from retina_runner.cli.moves import Moves
 from retina_runner.cli.resolve import Links, Resolved, directory_of, resolve, work_directory_of
 from retina_runner.delivery import Delivery, as_record, open_places
 from retina_runner.errors import Exit, PreflightError, UsageError
@@ -123,7 +124,7 @@ def _ask(resolved: Resolved, links: Links, number: int, delivery: Delivery) -> d
             answer = link.call("check", "--directory", work_directory_of(resolved, plan), stdin=supplied)
             return {**answer, "stores": delivery.reach(plan.executor == "local", link.call)}
         finally:
-            link.call("remove", directory_of(resolved, number))
+            link.call("remove", directory_of(resolved, plan, number))
     except LinkRefused as refused:
         trouble = {"what": refused.what, "why": refused.why, "hint": refused.hint}
     except LinkLost as lost:
@@ -135,24 +136,9 @@ def _ask(resolved: Resolved, links: Links, number: int, delivery: Delivery) -> d
 
 def _run(resolved: Resolved, chosen: argparse.Namespace, delivery: Delivery, deadline_s: float | None = None) -> int:
     directory = RunDirectory.create(Path(chosen.output), resolved.run, {p.id: p.text.decode() for p in resolved.plans})
-    targets = []
     links = Links(resolved.forks, resolved.jobs)
-    known = bytecode.Store(bytecode.default_directory())
-    for number, plan in enumerate(resolved.plans):
-        targets.append(
-            Target(
-                id=plan.id,
-                node=plan.node,
-                capture=plan.capture,
-                executor=plan.executor,
-                directory=directory_of(resolved, number),
-                plan=known.supply(plan.document),
-                compiles=known.concerns(plan.document),
-                duration_s=resolved.runbook.duration_s,
-                link=links.to(resolved.reach.get(plan.id), work_directory_of(resolved, plan)),
-                work_directory=work_directory_of(resolved, plan),
-            )
-        )
+    moves = Moves(resolved, links, directory)
+    targets = [moves.target(plan, number) for number, plan in enumerate(resolved.plans)]
     terms = terms_of(resolved.runbook.limits, chosen, resolved.forks, len(targets))
     begin = {
         "event": "run-start", "run": directory.name, "runbook": resolved.runbook.name, "runbook_sha256": resolved.runbook.sha256,
@@ -161,14 +147,15 @@ def _run(resolved: Resolved, chosen: argparse.Namespace, delivery: Delivery, dea
         "terms": {**asdict(terms), **as_record(delivery), "jobs": resolved.job_settings},
         "nodes": [
             {"id": t.id, "node": t.node, "capture": t.capture, "executor": t.executor, "directory": t.directory,
-             "reach": asdict(resolved.reach[t.id]) if t.id in resolved.reach else None}
+             "reach": asdict(t.reach) if t.reach is not None else None}
             for t in targets
         ],
     }  # fmt: skip
     named = Delivery(delivery.places, directory.name, delivery.keep)
     how = Conduct(
-        directory, tuple(targets), links, terms, named, resolved.agent, deadline_s, metrics=resolved.runbook.metrics
-    )
+        directory, tuple(targets), links, terms, named, resolved.agent, deadline_s, metrics=resolved.runbook.metrics,
+        watch=moves if moves.possible else None,
+    )  # fmt: skip
     status = conduct(how, begin, chosen)
     prune.after_run(Path(chosen.output), resolved.runbook, quiet=chosen.quiet or chosen.quiet_ok or chosen.json)
     return status
@@ -185,6 +172,7 @@ class Conduct:
     delivery: Delivery
     agent: AgentBundle
     metrics: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    watch: Moves | None = field(default=None, kw_only=True)
     deadline_s: float | None = None
 
 
@@ -193,7 +181,7 @@ def conduct(how: Conduct, begin: Mapping[str, Any], chosen: argparse.Namespace, 
     fleet = Fleet(
         how.targets, how.agent, how.directory.archives, how.terms,
         verify=verify_archive, delivery=how.delivery, adopt=adopt,
-        keep_bytecode=bytecode.Store(bytecode.default_directory()).keep,
+        keep_bytecode=bytecode.Store(bytecode.default_directory()).keep, watch=how.watch,
     )  # fmt: skip
     recorder = Recorder(how.directory, view_of(chosen))
     interrupts = _Interrupts(fleet)

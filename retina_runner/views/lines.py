@@ -14,6 +14,8 @@ from retina_runner.report import RunReport
 from retina_runner.views.table import plain, table
 
 ORDER = ("checked", "ready", "capturing", "collecting", "archiving", "collected")
+TOLD = ("node-failed", "node-joined", "node-replanned", "node-left", "limit", "warning", "clock", "lost", "reattached",
+        "interrupted")  # fmt: skip
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 BETWEEN = {"pending": -1, "preparing": 0, "waiting": 1, "fetching": 4, "partial": 5}
 SHOWN = ("collector", "status", "state", "target", "chosen", "limit", "what", "why", "signal")
@@ -38,7 +40,7 @@ class Lines:
         elif kind == "t0":
             self._say(event, f"T0 is {event['t0'][:19]}Z, in {event['lead_s']:.0f} s")
         elif (
-            kind in ("node-failed", "limit", "warning", "clock", "lost", "reattached", "interrupted")
+            kind in TOLD
             or (kind == "collector" and event.get("status") in ("failed", "skipped"))
             or (self._verbose and kind not in ("progress", "phase"))
         ):

@@ -36,11 +36,28 @@ STATIC_UID = "kubernetes.io/config.hash"
 
 @dataclass(frozen=True)
 class Chosen:
-    """A node, and what every filter there is AND-ed with; or a pod on it (see schemas/plan.json), to look inside."""
+    """A node, and what every filter there is AND-ed with; or a pod on it (see schemas/plan.json), to look inside.
+
+    `pods` are those that it was chosen for, as people read them: `shop/web-1 (10.0.1.5, fd00::5)`.
+    """
 
     node: str
     scope: filters.Expression | None = None
     pod: Mapping[str, str] | None = None
+    pods: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The nodes in the order of their names. `unsettled` pods are meant too, and have no node or no address yet."""
+
+    nodes: tuple[Chosen, ...]
+    notes: tuple[str, ...] = ()
+    unsettled: tuple[str, ...] = ()
+
+
+class NoPods(UsageError):
+    """No pod is what the selection means, or none of them can be captured yet."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,7 @@ class Selected:
     context: str
     settings: JobSettings
     notes: tuple[str, ...] = ()
+    unsettled: tuple[str, ...] = ()
 
     def reach(self, node: str, token: str, number: int, ready_timeout_s: float) -> PodReach:
         """The Job of that number, on that node."""
@@ -70,8 +88,8 @@ def select(selection: Mapping[str, Any]) -> Selected:
     """Carry out the runbook's `nodes: {kubernetes: …}`. Raises UsageError."""
     context = kubeconfig.find(str(selection.get("kubeconfig") or ""), str(selection.get("context") or ""))
     settings = _settings(selection, context.namespace)
-    nodes, notes = choose(Api(kubeconfig.Access(context)), selection, context.namespace)
-    return Selected(nodes, context.files, context.name, settings, notes)
+    found = choose(Api(kubeconfig.Access(context)), selection, context.namespace)
+    return Selected(found.nodes, context.files, context.name, settings, found.notes, found.unsettled)
 
 
 def _settings(selection: Mapping[str, Any], default_namespace: str) -> JobSettings:
@@ -98,21 +116,24 @@ def _settings(selection: Mapping[str, Any], default_namespace: str) -> JobSettin
     )
 
 
-def choose(
-    api: Api, selection: Mapping[str, Any], default_namespace: str
-) -> tuple[tuple[Chosen, ...], tuple[str, ...]]:
-    """The nodes in the order of their names, and notes. Raises UsageError for none, and for what the server refuses."""
+def choose(api: Api, selection: Mapping[str, Any], default_namespace: str) -> Choice:
+    """Carry out a selection. Raises UsageError for no node, NoPods for no pod, UsageError for what the server refuses."""
     try:
         nodes = _nodes(api, selection)
-        if not any(selection.get(k) for k in POD_KEYS):
-            chosen = tuple(Chosen(name) for name in sorted(nodes))
-        else:
-            chosen = _of_pods(api, selection, default_namespace, nodes)
-        return chosen, notes_of(nodes[c.node] for c in chosen)
+        if not by_pods(selection):
+            return Choice(tuple(Chosen(n) for n in sorted(nodes)), notes_of(nodes[n] for n in sorted(nodes)))
+        chosen, unsettled = _of_pods(api, selection, default_namespace, nodes)
+        notes = [f"pod {name} has no address yet; it is looked for again before T0" for name in unsettled]
+        return Choice(chosen, (*notes_of(nodes[n] for n in dict.fromkeys(c.node for c in chosen)), *notes), unsettled)
     except Denied as denied:
         raise UsageError(f"Kubernetes, context {api.access.context.name}: {denied}") from None
     except LinkLost as lost:
         raise UsageError(f"Kubernetes, context {api.access.context.name}: {lost}") from None
+
+
+def by_pods(selection: Mapping[str, Any]) -> bool:
+    """Whether nodes are chosen for the pods on them, which may move."""
+    return any(selection.get(k) for k in POD_KEYS)
 
 
 def _nodes(api: Api, selection: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -138,39 +159,65 @@ def _nodes(api: Api, selection: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _of_pods(
     api: Api, selection: Mapping[str, Any], default_namespace: str, nodes: Mapping[str, Any]
-) -> tuple[Chosen, ...]:
+) -> tuple[tuple[Chosen, ...], tuple[str, ...]]:
+    """The nodes for their pods, and the names of pods that are to come."""
     namespaces = _namespaces(api, selection, default_namespace)
     found = [pod for namespace in namespaces for pod in _pods(api, selection, namespace)]
     inside = selection.get("scope") == INSIDE
-    running = [p for p in found if p["spec"].get("nodeName") and p["status"].get("phase") in ("Running", "Pending")]
+    alive = [p for p in found if p["status"].get("phase") in ("Running", "Pending")]
     # The packets of a pod that is about to end are still its packets; its namespace is about to be taken apart.
-    running = [p for p in running if not (inside and p["metadata"].get("deletionTimestamp"))]
+    alive = [p for p in alive if not (inside and p["metadata"].get("deletionTimestamp"))]
     on: dict[str, list[dict[str, Any]]] = {}
-    for pod in running:
-        if pod["spec"]["nodeName"] in nodes:
+    unsettled = []
+    for pod in sorted(alive, key=name_of):
+        if not settled(pod):
+            unsettled += [] if pod["metadata"].get("deletionTimestamp") else [name_of(pod)]
+        elif pod["spec"]["nodeName"] in nodes:
             on.setdefault(pod["spec"]["nodeName"], []).append(pod)
+    if not on and unsettled:
+        raise NoPods(f"pod {unsettled[0]} and the others that were chosen have no address yet: wait until they run")
     if not on:
-        raise UsageError(_no_pod(api, selection, namespaces, found))
+        raise NoPods(_no_pod(api, selection, namespaces, found))
     if inside:
-        return tuple(Chosen(node, pod=p) for node, pods in sorted(on.items()) for p in views_of(pods))
-    return tuple(Chosen(node, scope_of(pods)) for node, pods in sorted(on.items()))
+        chosen = [
+            Chosen(node, pod=view, pods=(told(pod),))
+            for node, pods in sorted(on.items())
+            for pod, view in zip(pods, views_of(pods), strict=True)
+        ]
+    else:
+        chosen = [Chosen(node, scope_of(pods), pods=tuple(map(told, pods))) for node, pods in sorted(on.items())]
+    return tuple(chosen), tuple(unsettled)
+
+
+def name_of(pod: Mapping[str, Any]) -> str:
+    return f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+
+
+def settled(pod: Mapping[str, Any]) -> bool:
+    """Whether it is known where it is and what its packets are: it has a node, and there an address or the node's own."""
+    return bool(pod["spec"].get("nodeName") and (pod["spec"].get("hostNetwork") or pod["status"].get("podIPs")))
+
+
+def told(pod: Mapping[str, Any]) -> str:
+    """As people read it."""
+    addresses = [a["ip"] for a in pod["status"].get("podIPs") or []]
+    return name_of(pod) + (f" ({', '.join(addresses)})" if addresses else "")
 
 
 def views_of(pods: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The `pod` of a plan for each of these pods of one node, by namespace and name. Raises UsageError for one without a
-    network of its own."""
+    """The `pod` of a plan for each of these pods of one node. Raises UsageError for one without a network of its own."""
     found = []
     for pod in pods:
         metadata = pod["metadata"]
         if pod["spec"].get("hostNetwork"):
             raise UsageError(
-                f"pod {metadata['namespace']}/{metadata['name']} has its node's network, and none of its own to look inside; "
+                f"pod {name_of(pod)} has its node's network, and none of its own to look inside; "
                 "leave `scope: pod-netns` out for it, or choose others"
             )
         known = {"namespace": metadata["namespace"], "name": metadata["name"], "uid": metadata["uid"]}
         static = (metadata.get("annotations") or {}).get(STATIC_UID)
         found.append({**known, **({"cgroup": str(static)} if static else {})})
-    return sorted(found, key=lambda p: (p["namespace"], p["name"]))
+    return found
 
 
 def _namespaces(api: Api, selection: Mapping[str, Any], default: str) -> list[str]:

@@ -55,7 +55,8 @@ class PodLink:
         self._agent: AgentBundle | None = None
         self._argv: list[str] = []
         self._pod = ""
-        self._started = False
+        self._started: set[str] = set()
+        self._used = False
 
     # -- the connection ------------------------------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ class PodLink:
 
     def close(self) -> None:
         """Where nothing was started, nothing is kept."""
-        if self._job is not None and self._pod and not self._started:
+        if self._job is not None and self._pod and not self._used:
             try:
                 self._discard()
             except (LinkRefused, LinkLost):
@@ -125,13 +126,15 @@ class PodLink:
     # -- the agent -----------------------------------------------------------------------------------------------------
 
     def call(self, verb: str, *arguments: str, stdin: bytes = b"", limit_s: float = 60.0) -> dict[str, Any]:
-        self._started = self._started or verb == "start"
+        if verb == "start":
+            self._used = True
+            self._started.add(arguments[0])
         if verb == "remove":
             return self._remove(*arguments, limit_s=limit_s)
         return self._call(verb, *arguments, stdin=stdin, limit_s=limit_s)
 
     def _remove(self, *arguments: str, limit_s: float) -> dict[str, Any]:
-        """The directory goes with its pod; an agent that still runs is ended first, so that it can say if it can't be."""
+        """The last directory goes with its pod; an agent that still runs is ended first, so that it can say if it can't be."""
         answer: dict[str, Any] = {"removed": True}
         try:
             if self._pod:
@@ -139,6 +142,8 @@ class PodLink:
         except LinkRefused:
             pass  # the pod has ended, and its directory with it
         if answer.get("removed"):
+            self._started.difference_update(arguments[:1])
+        if answer.get("removed") and not self._started:
             self._discard()
         return answer
 

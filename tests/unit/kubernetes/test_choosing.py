@@ -33,7 +33,7 @@ def pod(
     containers = [{"ports": [{"containerPort": p} for p in ports]}]
     spec = {"nodeName": on, "containers": containers, **({"hostNetwork": True} if host else {})}
     status = {"phase": "Running", "podIPs": [{"ip": i} for i in ips]}
-    return {"metadata": {"name": name, "labels": labels}, "spec": spec, "status": status}
+    return {"metadata": {"namespace": "shop", "name": name, "labels": labels}, "spec": spec, "status": status}
 
 
 class FakeListing:
@@ -88,8 +88,8 @@ OBJECTS: dict[str, list[dict[str, Any]]] = {
 
 def chosen(**selection: Any) -> dict[str, str]:
     """Node to filter."""
-    nodes, _ = choose(cast(Api, FakeListing(OBJECTS)), selection, "shop")
-    return {c.node: filters.render(c.scope) if c.scope is not None else "" for c in nodes}
+    found = choose(cast(Api, FakeListing(OBJECTS)), selection, "shop")
+    return {c.node: filters.render(c.scope) if c.scope is not None else "" for c in found.nodes}
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,7 @@ def test_nodes_that_may_not_do_are_named() -> None:
         "node node-b: cordoned; it is asked nevertheless",
         "node node-c: taint gpu=yes:NoSchedule, not ready (NodeStatusUnknown); it is asked nevertheless",
     )
-    _, notes = choose(cast(Api, FakeListing(OBJECTS)), {"nodes": ["node-a"]}, "shop")
-    assert notes == ()
+    assert choose(cast(Api, FakeListing(OBJECTS)), {"nodes": ["node-a"]}, "shop").notes == ()
 
 
 def test_a_refusal_of_the_server_is_told_with_the_context() -> None:

@@ -95,7 +95,7 @@ LISTING = FakeListing({**OBJECTS, "/api/v1/namespaces/shop/pods": [*PODS, ENDING
 
 
 def views(**selection: Any) -> list[tuple[str, dict[str, str]]]:
-    found, _ = choose(cast(Api, LISTING), {"scope": "pod-netns", "namespace": "shop", **selection}, "shop")
+    found = choose(cast(Api, LISTING), {"scope": "pod-netns", "namespace": "shop", **selection}, "shop").nodes
     assert all(c.scope is None for c in found)
     return [(c.node, dict(c.pod or {})) for c in found]
 
