@@ -99,11 +99,12 @@ class _Server:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(self._content)
 
-    def _fetch(self, directory: str, name: str, offset: int) -> None:
-        """{"bytes": n}, and n bytes; {"why": …} for an archive that can't be read."""
+    def _fetch(self, directory: str, name: str, offset: int, kept: bool = False) -> None:
+        """{"bytes": n}, and n bytes; {"why": …} for an archive that can't be read. `kept`: of a shelf, not of an agent."""
         from retina_runner.agent.workspace import Workspace
 
-        path = Workspace(Path(directory)).archive / os.path.basename(name)
+        folder = Path(directory) if kept else Workspace(Path(directory)).archive
+        path = folder / os.path.basename(name)
         try:
             file = open(str(path), "rb")  # noqa: SIM115 - only the opening may be refused
         except OSError as error:

@@ -1,7 +1,7 @@
 """Archives that lie on nodes' disks or on claims (`upload: host_path`), for `retina-run download`.
 
-In a cluster a short-lived pod reads them (executors/kubernetes/reading.py), one for each node or claim; it is there while
-archives come from it, and no longer.
+In a cluster a short-lived pod reads them (executors/kubernetes/reading.py), one for each node or claim; over SSH the agent
+does. Either is there while archives come from it, and no longer.
 """
 
 from __future__ import annotations
@@ -9,36 +9,104 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from retina_runner.bundle import agent_bundle
 from retina_runner.cli.pods import reach_from, settings_from
 from retina_runner.cli.resolve import Links
-from retina_runner.errors import UsageError
 from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.executors.kubernetes.link import PodReach
-from retina_runner.executors.kubernetes.objects import JobSettings
 from retina_runner.executors.kubernetes.reading import Reader, Shelf
-from retina_runner.fetching import Throttle, fetch
+from retina_runner.fetching import READ_BYTES, Throttle, fetch
+from retina_runner.inventory.connection import Connection
 from retina_runner.report import NodeReport, RunReport
 from retina_runner.uploads import NotStored
+
+if TYPE_CHECKING:
+    from retina_runner.executors.ssh import SshLink
 
 PATIENCE_S = 120.0
 """How long a connection that was lost is tried again without a byte coming."""
 
 
+class Reads(Protocol):
+    """What reads from one place. `open` it, `read` from it, `close` it whatever happened."""
+
+    def open(self, ready_timeout_s: float, give_up: threading.Event) -> None:
+        """Idempotent. Raises LinkRefused, LinkLost."""
+        ...
+
+    def read(self, path: str, offset: int) -> Iterator[bytes]:
+        """The bytes of a file of that place. Raises LinkRefused, LinkLost; after LinkLost it may be called again."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class OfHost:
+    """A folder of a host that is reached over SSH."""
+
+    def __init__(self, link: SshLink, work_directory: str, folder: str):
+        self._link, self._work, self._folder = link, work_directory, folder
+        self._open = self._lost = False
+
+    def open(self, ready_timeout_s: float, give_up: threading.Event) -> None:
+        if not self._open:
+            self._link.connect()
+            self._link.install(agent_bundle())
+            self._open = True
+
+    def read(self, path: str, offset: int) -> Iterator[bytes]:
+        try:
+            if self._lost:
+                self._link.connect()
+                self._lost = False
+            yield from self._link.read_kept(self._folder, path, offset)
+        except LinkLost:
+            self._lost = True
+            raise
+
+    def close(self) -> None:
+        try:
+            if self._open:
+                self._link.call("remove", f"{self._work}/download")  # nothing of that name; the agent's file goes
+        finally:
+            self._link.close()
+
+
+class OfThisMachine:
+    """A folder here."""
+
+    def __init__(self, folder: str):
+        self._folder = Path(folder)
+
+    def open(self, ready_timeout_s: float, give_up: threading.Event) -> None:
+        pass
+
+    def read(self, path: str, offset: int) -> Iterator[bytes]:
+        try:
+            with open(self._folder / path, "rb") as file:
+                file.seek(offset)
+                while chunk := file.read(READ_BYTES):
+                    yield chunk
+        except OSError as error:
+            raise LinkRefused(str(self._folder), f"{path}: {error.strerror}") from None
+
+    def close(self) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class Place:
-    """One shelf of one cluster."""
+    """One shelf: `key` tells it from others, `make` makes what reads from it, given the bytes that are wanted."""
 
-    to: PodReach
-    shelf: Shelf
-
-    @property
-    def key(self) -> tuple[str, str, str, Shelf]:
-        return self.to.kubeconfig, self.to.context, self.to.namespace, self.shelf
+    key: tuple[object, ...]
+    name: str
+    ready_timeout_s: float
+    make: Callable[[int], Reads]
 
 
 @dataclass(frozen=True)
@@ -47,8 +115,6 @@ class Shelved:
 
     shelves: Shelves
     at: Place
-    settings: JobSettings
-    run: str
     path: str
     size_bytes: int
     sha256: str
@@ -58,7 +124,7 @@ class Shelved:
         return self.at.key
 
     def __str__(self) -> str:
-        return self.at.shelf.describe()
+        return self.at.name
 
     def bring(self, path: Path, give_up: threading.Event) -> None:
         try:
@@ -73,7 +139,7 @@ class Shelved:
         if wrong:
             raise NotStored(f"from {self}: {wrong}")
 
-    def _fetch(self, reader: Reader, path: Path, give_up: threading.Event) -> str:
+    def _fetch(self, reader: Reads, path: Path, give_up: threading.Event) -> str:
         """Over as many connections as it takes, each going on where the last one ended."""
         moved = time.monotonic()
 
@@ -99,7 +165,7 @@ class Shelves:
     def __init__(self) -> None:
         self.left: list[str] = []
         self._links = Links()
-        self._readers: dict[object, Reader] = {}
+        self._readers: dict[object, tuple[str, Reads]] = {}
         self._sizes: dict[object, int] = {}
         self._lock = threading.Lock()
 
@@ -107,38 +173,63 @@ class Shelves:
         """Where the node has kept its archive. Raises UsageError."""
         row = next(n for n in report.nodes if n.id == node.id.partition("#")[0])  # of a frozen window: its node's
         to = reach_from(row.reach)
-        if not isinstance(to, PodReach):
-            raise UsageError(f"{node.node}: {location} is on the node, which isn't a cluster's: copy it from there")
+        folder, _, name = location.rpartition("/")
+        path = name
+        if isinstance(to, PodReach):
+            at, path = self._in_a_cluster(report, node, to, options, name)
+        elif to is None:
+            at = Place((folder,), folder, 0.0, lambda size: OfThisMachine(folder))
+        else:
+            at = self._over_ssh(row, to, folder)
+        self._sizes[at.key] = self._sizes.get(at.key, 0) + node.size_bytes
+        return Shelved(self, at, path, node.size_bytes, node.sha256)
+
+    def _in_a_cluster(
+        self, report: RunReport, node: NodeReport, to: PodReach, options: Mapping[str, Any], name: str
+    ) -> tuple[Place, str]:
         settings = settings_from(report.terms, node.capture)
-        name = location.rpartition("/")[2]
+        shelf, path = Shelf(to.node, f"{options['base']}/{options['path']}"), name
         if settings.claim:
             shelf, path = Shelf("", "", settings.claim), f"{options['path']}/{name}"
-        else:
-            shelf, path = Shelf(to.node, f"{options['base']}/{options['path']}"), name
-        at = Place(to, shelf)
-        self._sizes[at.key] = self._sizes.get(at.key, 0) + node.size_bytes
-        return Shelved(self, at, settings, report.run, path, node.size_bytes, node.sha256)
 
-    def reader(self, archive: Shelved, give_up: threading.Event) -> Reader:
-        """The pod of that archive's shelf, running. Raises LinkRefused, LinkLost."""
+        def make(size_bytes: int) -> Reads:
+            return Reader(self._links.session(to), shelf, settings, report.run, size_bytes)
+
+        key = (to.kubeconfig, to.context, settings.namespace, shelf)
+        return Place(key, shelf.describe(), to.ready_timeout_s, make), path
+
+    def _over_ssh(self, row: NodeReport, to: Connection, folder: str) -> Place:
+        work = str(Path(row.directory).parent)
+
+        def make(size_bytes: int) -> Reads:
+            from retina_runner.executors.ssh import SshLink
+
+            link = self._links.to(to, work)
+            assert isinstance(link, SshLink)
+            return OfHost(link, work, folder)
+
+        return Place((row.id, folder), f"{row.node}: {folder}", 0.0, make)
+
+    def reader(self, archive: Shelved, give_up: threading.Event) -> Reads:
+        """What reads from that archive's shelf, ready. Raises LinkRefused, LinkLost."""
         at = archive.at
         with self._lock:
             if at.key not in self._readers:
-                session = self._links.session(at.to)
-                self._readers[at.key] = Reader(session, at.shelf, archive.settings, archive.run, self._sizes[at.key])
-            reader = self._readers[at.key]
-        reader.open(at.to.ready_timeout_s, give_up)
+                # From here on it is somebody's to remove.
+                self._readers[at.key] = at.name, at.make(self._sizes[at.key])
+            _, reader = self._readers[at.key]
+        reader.open(at.ready_timeout_s, give_up)
         return reader
 
     def leave(self, place: object) -> None:
-        """Remove the pod of a place, if there is one. What can't be removed the cluster removes; `cleanup` finds it."""
+        """Remove what read from a place, if there is one. What can't be removed the cluster removes; `cleanup` finds it."""
         with self._lock:
-            reader = self._readers.pop(place, None)
+            name, reader = self._readers.pop(place, ("", None))
         if reader is not None:
             try:
                 reader.close()
             except (LinkRefused, LinkLost) as why:
-                self.left.append(f"the Job that read from {reader.shelf.describe()} is still there: {why}")
+                self.left.append(f"what read from {name} is still there: {why}")
 
     def close(self) -> None:
         self._links.close()

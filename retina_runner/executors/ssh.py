@@ -238,10 +238,17 @@ class SshLink:
             self._hang_up()
 
     def fetch(self, directory: str, name: str, offset: int) -> Iterator[bytes]:
+        return self._read(name, {"directory": directory, "name": name, "offset": offset})
+
+    def read_kept(self, folder: str, name: str, offset: int) -> Iterator[bytes]:
+        """As `fetch`, of an archive that the node keeps in that folder (`upload: host_path`)."""
+        return self._read(name, {"directory": folder, "name": name, "offset": offset, "kept": True})
+
+    def _read(self, name: str, of: dict[str, Any]) -> Iterator[bytes]:
         served = self._serving()
         whole = False
         try:
-            served.request("fetch", of={"directory": directory, "name": name, "offset": offset})
+            served.request("fetch", of=of)
             answer = json.loads(served.line(FETCH_LIMIT_S))
             if "why" in answer:
                 whole = True

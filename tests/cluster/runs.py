@@ -37,15 +37,15 @@ class Runs:
         self._started.append(run)
         return run
 
-    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def command(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         """`retina-run WORDS` to its end."""
-        process = self.begin(*words)
+        process = self.begin(*words, **more)
         out, err = process.communicate(timeout=WAIT_S)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def begin(self, *words: str) -> subprocess.Popen[str]:
+    def begin(self, *words: str, **more: str) -> subprocess.Popen[str]:
         """`retina-run WORDS`, for a test to interrupt."""
-        env = {**self.environment(), "PYTHONPATH": str(REPOSITORY), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        env = {**self.environment(), "PYTHONPATH": str(REPOSITORY), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **more}
         process = subprocess.Popen(
             [*RETINA_RUN, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=self.folder
         )

@@ -215,3 +215,44 @@ captures:
     assert run.all("reattached")
     assert run.archive().path.stat().st_size > 210_000_000
     assert verify_archive(run.archive().path).problems == ()
+
+
+@pytest.fixture
+def cordoned(cluster: Api) -> Iterator[str]:
+    """A node that takes no ordinary pods until the test is over."""
+    node = sorted(cluster.ready())[0]
+    cluster.kubectl("cordon", node)
+    yield node
+    cluster.kubectl("uncordon", node)
+
+
+def test_a_cordoned_node_and_one_that_is_not_ready_are_named_and_asked(
+    own_cluster: Cluster, runs: Runs, namespace: str, cordoned: str
+) -> None:
+    """`all` means all: the cordoned one is captured, the dead one fails by itself and at once, the third isn't concerned."""
+    dead, well = own_cluster.nodes[3].name, own_cluster.nodes[2].name
+    own_cluster.stop("node-3", "kubelet")
+    try:
+        own_cluster.eventually(lambda: dead not in own_cluster.ready(), "the node is not ready any more")
+        run = runs.start(f"""
+name: sick
+duration: 2s
+captures:
+  - nodes: {{kubernetes: {{nodes: all, job: {{namespace: {namespace}}}}}}}
+    collect: [network-state]
+""")
+        assert run.end() == 3, (run.events, own_cluster.state())
+    finally:
+        own_cluster.start("node-3", "kubelet")
+        own_cluster.eventually(lambda: dead in own_cluster.ready(), "the node is ready again")
+    assert set(by_node(run)) == {f"sick/{cordoned}", f"sick/{well}"}
+    for archive in by_node(run).values():
+        assert archive.manifest["verdict"] == "complete"
+    assert failures(run) == {
+        dead: f"node {dead}: not ready: NodeStatusUnknown: Kubelet stopped posting node status. "
+        f"(kubectl describe node {dead})"
+    }
+    said = run.stderr
+    assert f"node {cordoned}: cordoned; it is asked nevertheless" in said
+    assert f"node {dead}: " in said
+    assert "not ready (NodeStatusUnknown)" in said

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from retina_runner.verification import first_manifest
 from tests.lab import RETINA_RUN, Run
 from tests.storage.faults import Fault, FaultyProxy
 from tests.storage.servers import free_port
@@ -154,6 +155,9 @@ def test_what_is_kept(azure_store: AzureStore, tmp_path: Path, via: str, keep: s
     assert run.end() == 0, (run.events[-5:], run.stderr)
     assert len(run.archives()) == (1 if keep == "always" else 0)
     (key,) = (k for k in azure_store.names() if k.endswith(".tar.gz"))
+    beside = json.loads(azure_store.content(key.removesuffix(".tar.gz") + ".manifest.json"))
+    assert beside == first_manifest(iter([azure_store.content(key)]))
+    assert json.loads(azure_store.content(f"{run.directory.name}/run.json"))["exit_code"] == 0
     back = retina_run("download", str(run.directory), "--output", str(tmp_path / "back"), folder=tmp_path)
     assert back.returncode == 0, back
     (path,) = (tmp_path / "back").iterdir()

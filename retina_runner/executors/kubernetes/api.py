@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
+from retina_runner.errors import UsageError
 from retina_runner.executors import LinkLost
 from retina_runner.executors.kubernetes.kubeconfig import Access
 from retina_runner.executors.kubernetes.websocket import Closed, Refused, WebSocket
@@ -62,6 +63,10 @@ class Denied(Exception):
     def __init__(self, status: int, reason: str, message: str):
         super().__init__(message or reason or f"HTTP {status}")
         self.status, self.reason, self.message = status, reason, message
+
+
+class NoCredential(LinkLost):
+    """There is nothing good to show the API server: a plugin that fails, a file that isn't there. It may be mended meanwhile."""
 
 
 class Api:
@@ -151,7 +156,7 @@ class Api:
             try:
                 connection = WebSocket(self._connect())
                 host = f"{self.access.host}:{self.access.port}"
-                connection.handshake(host, target, self.access.headers(renew), (EXEC_PROTOCOL,))
+                connection.handshake(host, target, self._headers(renew), (EXEC_PROTOCOL,))
             except Refused as refused:
                 if refused.status == 401 and not renew:
                     continue
@@ -171,7 +176,16 @@ class Api:
         plain = socket.create_connection((access.host, access.port), timeout=CONNECT_S)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        return access.tls().wrap_socket(plain, server_hostname=access.server_name) if access.secure else plain
+        try:
+            return access.tls().wrap_socket(plain, server_hostname=access.server_name) if access.secure else plain
+        except UsageError as error:
+            raise NoCredential(str(error)) from None
+
+    def _headers(self, renew: bool) -> dict[str, str]:
+        try:
+            return self.access.headers(renew)
+        except UsageError as error:
+            raise NoCredential(str(error)) from None
 
     @contextlib.contextmanager
     def _response(
@@ -188,7 +202,7 @@ class Api:
         for renew in (False, True):
             connection = http.client.HTTPConnection(self.access.host, self.access.port, timeout=limit_s)
             try:
-                headers = {"Accept": "application/json", "User-Agent": "retina-run", **self.access.headers(renew)}
+                headers = {"Accept": "application/json", "User-Agent": "retina-run", **self._headers(renew)}
                 if data is not None:
                     headers["Content-Type"] = content_type
                 try:
@@ -218,6 +232,10 @@ class Api:
             reason, message = "", content[:300].decode("utf-8", "replace").strip()
         if status in (408, 429) or (status >= 500 and reason != "NotFound"):
             raise LinkLost(message or f"HTTP {status}")
+        if status == 401:
+            message = (
+                f"the API server doesn't accept the credential of {self.access.identity()} ({message or 'HTTP 401'})"
+            )
         raise Denied(status, reason, message)
 
 

@@ -17,7 +17,7 @@ from retina_runner.documents import nearest
 from retina_runner.errors import UsageError
 from retina_runner.executors import LinkLost
 from retina_runner.executors.kubernetes import kubeconfig
-from retina_runner.executors.kubernetes.api import Api, Denied
+from retina_runner.executors.kubernetes.api import Api, Denied, NoCredential
 from retina_runner.executors.kubernetes.link import PodReach
 from retina_runner.executors.kubernetes.objects import JobSettings, job_name, names, pairs
 from retina_runner.label_selectors import SelectorError, read
@@ -127,6 +127,8 @@ def choose(api: Api, selection: Mapping[str, Any], default_namespace: str) -> Ch
         return Choice(chosen, (*notes_of(nodes[n] for n in dict.fromkeys(c.node for c in chosen)), *notes), unsettled)
     except Denied as denied:
         raise UsageError(f"Kubernetes, context {api.access.context.name}: {denied}") from None
+    except NoCredential as none:
+        raise UsageError(f"Kubernetes, {none}") from None
     except LinkLost as lost:
         raise UsageError(f"Kubernetes, context {api.access.context.name}: {lost}") from None
 

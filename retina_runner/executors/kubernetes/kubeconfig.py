@@ -152,6 +152,23 @@ class Access:
                 raise UsageError(f"context {self.context.name}: {error.filename}: {error.strerror}") from None
         return {"Authorization": f"Bearer {token}"} if token else {}
 
+    def identity(self) -> str:
+        """Where the credential comes from, for people."""
+        user = self.context.user
+        if user.get("username"):
+            return "the kubeconfig's username"
+        if user.get("exec"):
+            return f"exec plugin {user['exec'].get('command')}"
+        if user.get("token"):
+            return "the kubeconfig's token"
+        if user.get("tokenFile"):
+            return f"token file {self.context.folder / str(user['tokenFile'])}"
+        return (
+            "the kubeconfig's client certificate"
+            if "client-certificate" in str(list(user))
+            else "nobody: the user has none"
+        )
+
     def _make_tls(self) -> ssl.SSLContext:
         cluster, user = self.context.cluster, self.context.user
         made = ssl.create_default_context()
