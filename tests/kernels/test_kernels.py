@@ -147,6 +147,20 @@ def test_bytecode_of_the_same_kernel_needs_no_compiler_and_lists_have_their_chai
     assert (runs["on_hook_list"] > 0) == (seen.version >= VETH_HAS_LISTS), runs
 
 
+def test_what_each_program_costs_is_measured(seen: Seen, compiled: Counted) -> None:
+    """`pytest -rP` shows it. In translated code only the ratios between programs mean something."""
+    costs = {p["program"]: (p["run_count"], p["run_time_ns"]) for p in compiled.archive.manifest["programs"]}
+    for program in ("on_hook", "on_confirm", "on_confirmed", "on_kfree_skb_detailed", "on_packet"):
+        assert costs[program][0] > 0, program
+        assert costs[program][1] > 0, program
+    assert "on_kfree_skb" not in costs, "the detailed one is attached in its place"
+    for window in ("compiled", "brought"):
+        for p in seen.window(window).archive.manifest["programs"]:
+            if p["run_count"]:
+                each = p["run_time_ns"] // p["run_count"]
+                print(f"{seen.facts['kernel']} {window} {p['program']}: {each} ns x {p['run_count']}")
+
+
 def test_nothing_stays_in_the_kernel(seen: Seen) -> None:
     """Neither after windows that ended nor after SIGKILL of every process of the agent."""
     programs, probes = seen.truth["programs"], seen.truth["probes"]
