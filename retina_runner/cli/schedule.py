@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -64,7 +65,8 @@ def _always_on(chosen: argparse.Namespace, runbook: Runbook) -> int:
     from retina_runner.documents import to_yaml
 
     if not chosen.image:
-        raise UsageError("--as daemonset needs --image: one that has the retina-run command")
+        raise UsageError("--as daemonset needs --image: images/runner/Containerfile makes one")
+    _whole(chosen, runbook)
     print(to_yaml(daemon_set(schedule, runbook.document.text, chosen.namespace, chosen.image)), end="")
     return Exit.OK
 
@@ -153,8 +155,23 @@ def _timezone(chosen: argparse.Namespace) -> str:
     return str(chosen.timezone)
 
 
+def _whole(chosen: argparse.Namespace, runbook: Runbook) -> None:
+    """Refuse what a pod wouldn't have: only the runbook's own text travels there. Raises UsageError."""
+    files = [word for word in chosen.extra_vars if word.startswith("@")]
+    if files:
+        raise UsageError(f"-e {files[0]}: that file isn't in the pod; give its values, -e KEY=VALUE")
+    for capture in runbook.captures:
+        for entry in capture.collect:
+            if entry.options.get("files") and entry.name == "ebpf":
+                raise UsageError(
+                    f"{chosen.runbook}: the plugin {entry.options['files'][0]} isn't in the pod; --as {chosen.kind} takes "
+                    "runbooks that are whole by themselves"
+                )
+
+
 def _cron_job(chosen: argparse.Namespace, runbook: Runbook, schedule: Schedule) -> str:
     from retina_runner.documents import to_yaml
+    from retina_runner.executors.kubernetes.choosing import IMAGE_VARIABLE
     from retina_runner.schedule.kubernetes import cron_job
 
     selections = []
@@ -162,12 +179,28 @@ def _cron_job(chosen: argparse.Namespace, runbook: Runbook, schedule: Schedule) 
         if not isinstance(capture.nodes, KubernetesNodes):
             where = f"{capture.name}: " if capture.name else ""
             raise UsageError(f"{chosen.runbook}: {where}its nodes aren't the cluster's; --as cronjob can't reach them")
-        selections.append(capture.nodes.selection)
+        selection = capture.nodes.selection
+        elsewhere = selection.get("kubeconfig") or selection.get("context") not in (None, "", "in-cluster")
+        if elsewhere:
+            raise UsageError(
+                f"{chosen.runbook}: its nodes say kubeconfig or context; in a pod there is its own cluster only"
+            )
+        selections.append(selection)
+    node_image = os.environ.get(IMAGE_VARIABLE, "")
+    if not node_image and not all(s.get("image") for s in selections):
+        raise UsageError(
+            f"{chosen.runbook}: name the image of its Jobs (nodes: {{kubernetes: {{image: …}}}}), or say "
+            f"{IMAGE_VARIABLE} now, which the CronJob will carry"
+        )
+    _whole(chosen, runbook)
     if any(u.kind == "directory" for u in runbook.uploads):
         raise UsageError(
             f"{chosen.runbook}: its upload `directory` is gone with the pod; use a store, or --claim for the runs"
         )
     if not chosen.image:
-        raise UsageError("--as cronjob needs --image: one that has the retina-run command")
-    objects = cron_job(schedule, runbook.document.text, selections, chosen.namespace, chosen.image, chosen.claim or "")
+        raise UsageError("--as cronjob needs --image: images/runner/Containerfile makes one")
+    variables = {IMAGE_VARIABLE: node_image} if node_image else {}
+    objects = cron_job(
+        schedule, runbook.document.text, selections, chosen.namespace, chosen.image, chosen.claim or "", variables
+    )
     return to_yaml(objects)

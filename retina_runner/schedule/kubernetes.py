@@ -29,41 +29,53 @@ OWNER_RULES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 
 
 def cron_job(
-    schedule: Schedule, text: str, selections: Sequence[Mapping[str, Any]], namespace: str, image: str, claim: str
-) -> list[dict[str, Any]]:
+    schedule: Schedule, text: str, selections: Sequence[Mapping[str, Any]], namespace: str, image: str, claim: str,
+    variables: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """The objects, in the order in which they are made. `text` is the runbook's own, `selections` its `kubernetes` nodes.
 
-    `claim` is a PersistentVolumeClaim for the run directories; without one they go with the pod.
+    `claim` is a PersistentVolumeClaim for the run directories; without one they go with the pod. `variables` are of the
+    runner's environment.
     """
     unit = schedule.unit
     labels = {"app.kubernetes.io/name": "retina-run", "app.kubernetes.io/instance": unit}
-    found = [
+    return [
         _object("v1", "ServiceAccount", unit, namespace, labels),
         *_rights(unit, namespace, labels, selections),
         {**_object("v1", "ConfigMap", unit, namespace, labels), "data": {"runbook.yaml": text}},
-        {
-            **_object("batch/v1", "CronJob", unit, namespace, labels),
-            "spec": {
-                "schedule": schedule.cron.text,
-                "timeZone": "Etc/UTC" if schedule.timezone == "UTC" else schedule.timezone,
-                "concurrencyPolicy": "Forbid",
-                "startingDeadlineSeconds": 300,
-                "successfulJobsHistoryLimit": 3,
-                "failedJobsHistoryLimit": 5,
-                "jobTemplate": {
-                    "metadata": {"labels": labels},
-                    "spec": {
-                        "backoffLimit": 0,
-                        "template": {"metadata": {"labels": labels}, "spec": _pod(schedule, unit, image, claim)},
-                    },
-                },
+        cron_object(schedule, unit, namespace, labels, runner_pod(schedule, unit, image, claim, variables or {})),
+    ]
+
+
+def cron_object(
+    schedule: Schedule,
+    unit: str,
+    namespace: str,
+    labels: Mapping[str, str],
+    pod: Mapping[str, Any],
+    suspend: bool = False,
+) -> dict[str, Any]:
+    """The CronJob alone; `suspend`: it waits to be asked (kubectl create job --from=cronjob/…)."""
+    return {
+        **_object("batch/v1", "CronJob", unit, namespace, labels),
+        "spec": {
+            "schedule": schedule.cron.text,
+            "timeZone": "Etc/UTC" if schedule.timezone == "UTC" else schedule.timezone,
+            **({"suspend": True} if suspend else {}),
+            "concurrencyPolicy": "Forbid",
+            "startingDeadlineSeconds": 300,
+            "successfulJobsHistoryLimit": 3,
+            "failedJobsHistoryLimit": 5,
+            "jobTemplate": {
+                "metadata": {"labels": labels},
+                "spec": {"backoffLimit": 0, "template": {"metadata": {"labels": labels}, "spec": pod}},
             },
         },
-    ]
-    return found
+    }
 
 
-def _pod(schedule: Schedule, unit: str, image: str, claim: str) -> dict[str, Any]:
+def runner_pod(schedule: Schedule, unit: str, image: str, claim: str, variables: Mapping[str, str]) -> dict[str, Any]:
+    """The runner's pod. `unit` is the name of its service account and of the ConfigMap that holds `runbook.yaml`."""
     volume = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
     return {
         "serviceAccountName": unit,
@@ -78,7 +90,7 @@ def _pod(schedule: Schedule, unit: str, image: str, claim: str) -> dict[str, Any
                 "image": image,
                 "command": list(schedule.command(jitter=True)),
                 "workingDir": WORK,
-                "env": [{"name": "HOME", "value": WORK}],
+                "env": [{"name": k, "value": v} for k, v in {"HOME": WORK, **variables}.items()],
                 "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
                                     "capabilities": {"drop": ["ALL"]}},
                 "resources": {

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from tests.cluster import image, programs
+from tests.cluster import image, programs, runner_image
 from tests.cluster.cluster import Cluster
 from tests.cluster.places import CLUSTER_NAME
 
@@ -26,7 +26,8 @@ def main() -> None:
     if rest and given.verb not in ("kubectl", "node"):
         parser.error(f"unknown: {' '.join(rest)}")
     if given.verb == "build":
-        print(programs.kubernetes(), programs.runtime(), image.pause_archive(), image.node_archive(), sep="\n")
+        print(programs.kubernetes(), programs.runtime(), image.pause_archive(), image.node_archive(),
+              runner_image.runner_archive(), sep="\n")  # fmt: skip
         return
     cluster = Cluster(given.name)
     if given.verb == "up":

@@ -147,6 +147,11 @@ class Cluster(Api):
         """Let a service that was stopped run again; doesn't wait."""
         (self.directory / machine / "stopped" / service).unlink(missing_ok=True)
 
+    def load(self, archive: Path) -> None:
+        """Have every node know the image of this docker-archive."""
+        for node in self.nodes.values():
+            self._import(node, programs.runtime(), [archive])
+
     # --- parts
 
     def _start_control_plane(self, kubernetes: Path, authority: Authority) -> None:

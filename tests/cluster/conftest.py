@@ -15,6 +15,7 @@ import pytest
 from tests.cluster.api import Api
 from tests.cluster.cluster import Cluster
 from tests.cluster.image import NODE_IMAGE
+from tests.cluster.runner_image import RUNNER_IMAGE, runner_archive
 from tests.cluster.runs import Runs
 from tests.cluster.shop import Shop
 
@@ -51,6 +52,18 @@ def own_cluster(cluster: Api) -> Cluster:
     if not isinstance(cluster, Cluster):
         pytest.skip("stops parts of the cluster, which KUBECONFIG's owner may not like: unset KUBECONFIG")
     return cluster
+
+
+@pytest.fixture(scope="session")
+def runner_image(cluster: Api) -> str:
+    """The image of `images/runner/Containerfile`, by the name under which the nodes have it."""
+    if isinstance(cluster, Cluster):
+        cluster.load(runner_archive())
+        return RUNNER_IMAGE
+    given = os.environ.get("RETINA_RUN_RUNNER_IMAGE")
+    if not given:
+        pytest.skip("RETINA_RUN_RUNNER_IMAGE names the image of images/runner/Containerfile on KUBECONFIG's cluster")
+    return given
 
 
 @pytest.fixture

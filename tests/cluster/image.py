@@ -39,28 +39,33 @@ def _build(folder: Path, suite: str, archive: Path) -> None:
     context.mkdir()
     debian_root(suite, context / "base.tar")
     (context / "Containerfile").write_text("FROM scratch\nADD base.tar /\n")
-    policy = folder / "policy.json"
-    policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
-    buildah = ["buildah", "--root", f"{folder}/storage", "--runroot", f"{folder}/run", "--storage-driver", "vfs"]
-    # chroot: neither a runtime nor control groups are asked for, so that it works inside containers too.
-    build = [*buildah, "build", "--signature-policy", str(policy), "--isolation", "chroot"]
+    buildah = Buildah(folder)
     base = "localhost/retina-run-base:test"
-    call(*build, "--tag", base, str(context), limit_s=1200)
-    call(
-        *build,
-        "--pull-never",
-        "--build-arg",
-        f"BASE={base}",
-        "--tag",
-        NODE_IMAGE,
-        str(CONTAINERFILE.parent),
-        limit_s=1200,
-    )
-    unfinished = archive.with_suffix(".part")
-    unfinished.unlink(missing_ok=True)
-    push = [*buildah, "push", "--signature-policy", str(policy), NODE_IMAGE]
-    call(*push, f"docker-archive:{unfinished}:{NODE_IMAGE}", limit_s=1200)
-    unfinished.rename(archive)
+    buildah.build(base, context)
+    buildah.build(NODE_IMAGE, CONTAINERFILE.parent, "--pull-never", "--build-arg", f"BASE={base}")
+    buildah.save(NODE_IMAGE, archive)
+
+
+class Buildah:
+    """buildah with all that it stores in a folder."""
+
+    def __init__(self, folder: Path):
+        self._argv = ("buildah", "--root", f"{folder}/storage", "--runroot", f"{folder}/run", "--storage-driver", "vfs")
+        policy = folder / "policy.json"
+        policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+        self._policy = ("--signature-policy", str(policy))
+
+    def build(self, tag: str, context: Path, *options: str) -> None:
+        """The context's Containerfile as an image."""
+        # chroot: neither a runtime nor control groups are asked for, so that it works inside containers too.
+        build = (*self._argv, "build", *self._policy, "--isolation", "chroot", *options, "--tag", tag, str(context))
+        call(*build, limit_s=1200)
+
+    def save(self, tag: str, archive: Path) -> None:
+        unfinished = archive.with_suffix(".part")
+        unfinished.unlink(missing_ok=True)
+        call(*self._argv, "push", *self._policy, tag, f"docker-archive:{unfinished}:{tag}", limit_s=1200)
+        unfinished.rename(archive)
 
 
 def pause_archive() -> Path:

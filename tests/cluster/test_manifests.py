@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from retina_runner import __version__
 from retina_runner.documents import parse_document
+from retina_runner.executors.kubernetes import krew
 from retina_runner.verification import verify_archive
 from tests.cluster.api import Api
 from tests.cluster.runs import LABEL, Runs
@@ -111,7 +115,7 @@ RIGHTS = [
 ]
 
 
-def test_kustomize_grants_what_the_runner_needs_and_the_plug_in_is_found(cluster: Api) -> None:
+def test_kustomize_grants_what_the_runner_needs(cluster: Api) -> None:
     folder = str(REPOSITORY / "deploy")
     user = "--as=system:serviceaccount:retina-run:retina-run"
     cluster.kubectl("apply", "--validate=strict", "-k", folder)
@@ -123,12 +127,37 @@ def test_kustomize_grants_what_the_runner_needs_and_the_plug_in_is_found(cluster
         assert not may(cluster, "get", "secrets", user, "-n", "retina-run")
     finally:
         cluster.kubectl("delete", "-k", folder, "--wait=false")
-    plugin = Path(sys.executable).parent / "kubectl-retina_run"
-    env = {**os.environ, "PATH": f"{plugin.parent}:{os.environ['PATH']}"}
-    if plugin.exists():  # installed, as a user has it; the tests run from a checkout too
-        command = [cluster.program(), "retina-run", "version"]
-        told = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
-        assert "retina-run" in told.stdout
+
+
+@pytest.mark.parametrize("from_krew", [False, True])
+def test_kubectl_finds_the_plug_in(cluster: Api, tmp_path: Path, from_krew: bool) -> None:
+    """That of pip, and the one in krew's archive, which starts the retina-run of the machine or says that there is none."""
+    installed = Path(sys.executable).parent
+    folders = [str(tmp_path), str(installed)] if from_krew else [str(installed)]
+    if from_krew:
+        with zipfile.ZipFile(io.BytesIO(krew.archive())) as archive:
+            archive.extract(krew.PLUGIN, tmp_path)
+        (tmp_path / krew.PLUGIN).chmod(0o755)
+    else:
+        assert (installed / krew.PLUGIN).exists(), "pip install -e . makes it"
+
+    def kubectl(*path: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "KUBECONFIG": str(cluster.kubeconfig), "PATH": ":".join([*path, "/usr/bin", "/bin"])}
+        return subprocess.run(
+            [cluster.program(), "retina-run", "--version"],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    told = kubectl(*folders)
+    assert (told.returncode, told.stdout) == (0, f"retina-run {__version__}\n"), told
+    if from_krew:
+        told = kubectl(str(tmp_path))
+        assert told.returncode == 127, told
+        assert "pipx install retina-run" in told.stderr
 
 
 def may(cluster: Api, *words: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retina_runner.cli import main
 from retina_runner.documents import parse_document, to_yaml
 from retina_runner.errors import UsageError
 from retina_runner.schedule import Schedule, crontab, installed, systemd
@@ -161,3 +163,42 @@ def test_a_day_of_the_month_or_of_the_week_is_two_events_of_systemd() -> None:
     cron = parse_cron("30 3 1,15 * fri-7")
     assert cron == Cron((30,), (3,), (1, 15), tuple(range(1, 13)), (0, 5, 6))
     assert cron.on_calendar("UTC") == ("*-*-01,15 03:30:00 UTC", "Sun,Fri,Sat *-*-* 03:30:00 UTC")
+
+
+KUBERNETES = "name: x\nduration: 1s\ncaptures:\n  - nodes: {kubernetes: {nodes: all%s}}\n    collect: [%s]\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "collect", "words", "said"),
+    [
+        ("", "tcpdump", (), "name the image of its Jobs"),
+        (", image: i", "tcpdump", ("-e", "@vars.yaml"), "isn't in the pod; give its values"),
+        (", image: i, context: other", "tcpdump", (), "in a pod there is its own cluster only"),
+        (", image: i", "{ebpf: {files: [./plugins/connects.c]}}", (), "isn't in the pod"),
+    ],
+)
+def test_what_a_pod_would_not_have_is_refused_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    more: str, collect: str, words: tuple[str, ...], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("RETINA_RUN_NODE_IMAGE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vars.yaml").write_text("{}\n")
+    shutil.copytree(Path(__file__).parents[2] / "runbooks" / "plugins", tmp_path / "plugins")
+    (tmp_path / "x.yaml").write_text(KUBERNETES % (more, collect))
+    status = main(["schedule", "x.yaml", "--as", "cronjob", "--on", "@daily", "--image", "runner", *words])
+    assert status == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_cron_job_carries_the_image_of_its_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RETINA_RUN_NODE_IMAGE", "registry.example/node:7")
+    (tmp_path / "x.yaml").write_text(KUBERNETES % ("", "tcpdump"))
+    words = ["schedule", str(tmp_path / "x.yaml"), "--as", "cronjob", "--on", "@daily", "--image", "runner"]
+    assert main(words) == 0
+    made = [parse_document(text.encode(), "x").value for text in capsys.readouterr().out.split("---\n")[1:]]
+    (job,) = [d for d in made if d["kind"] == "CronJob"]
+    (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert {"name": "RETINA_RUN_NODE_IMAGE", "value": "registry.example/node:7"} in container["env"]

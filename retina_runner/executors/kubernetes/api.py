@@ -69,12 +69,33 @@ class NoCredential(LinkLost):
     """There is nothing good to show the API server: a plugin that fails, a file that isn't there. It may be mended meanwhile."""
 
 
-class Api:
-    """One cluster, as one user."""
+class Pace:
+    """At most `per_s` requests a second, all threads together, and `burst` of them at once after a quiet time: the API
+    server is everybody's, and a run on thousands of nodes is not what it is there for."""
 
-    def __init__(self, access: Access):
+    def __init__(self, per_s: float = 50.0, burst: int = 100):
+        self._per_s, self._burst = per_s, burst
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+        """When as many requests as have been let through would have been due, one after the other."""
+
+    def wait(self) -> None:
+        """Return when it is this request's turn."""
+        with self._lock:
+            now = time.monotonic()
+            self._free_at = max(self._free_at, now - self._burst / self._per_s) + 1 / self._per_s
+            wait_s = self._free_at - now
+        if wait_s > 0:
+            time.sleep(wait_s)
+
+
+class Api:
+    """One cluster, as one user. `pace` bounds what is asked of it; not what is said to agents, who all hear of T0 at once."""
+
+    def __init__(self, access: Access, pace: Pace | None = None):
         self.access = access
         self.requests = 0
+        self._pace = pace or Pace()
 
     def call(
         self,
@@ -200,6 +221,7 @@ class Api:
         target = f"{self.access.prefix}{path}" + (f"?{urlencode(query)}" if query else "")
         self.requests += 1
         for renew in (False, True):
+            self._pace.wait()
             connection = http.client.HTTPConnection(self.access.host, self.access.port, timeout=limit_s)
             try:
                 headers = {"Accept": "application/json", "User-Agent": "retina-run", **self._headers(renew)}

@@ -141,7 +141,7 @@ def by_pods(selection: Mapping[str, Any]) -> bool:
 def _nodes(api: Api, selection: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """All nodes that the selection's own words for nodes leave."""
     selector = selector_text(selection.get("node_selector"))
-    found = {n["metadata"]["name"]: n for n in api.pages("/api/v1/nodes", _query(selector))}
+    found = {n["metadata"]["name"]: _looked_at(n) for n in api.pages("/api/v1/nodes", _query(selector))}
     wanted = selection.get("nodes")
     if isinstance(wanted, str):
         wanted = None if wanted == "all" else [wanted]
@@ -157,6 +157,16 @@ def _nodes(api: Api, selection: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         )
         raise UsageError(f"no node has labels {selector}; {nearest(selector, labels)}".rstrip("; "))
     return found
+
+
+def _looked_at(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a node that is looked at; the rest, its images above all, is most of it."""
+    metadata, spec, status = node["metadata"], node.get("spec") or {}, node.get("status") or {}
+    return {
+        "metadata": {"name": metadata["name"]},
+        "spec": {k: spec[k] for k in ("unschedulable", "taints") if k in spec},
+        "status": {"conditions": [c for c in status.get("conditions") or [] if c["type"] == "Ready"]},
+    }
 
 
 def _of_pods(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from retina_runner.bundle import AgentBundle
@@ -16,6 +17,8 @@ from retina_runner.executors import LinkLost
 from retina_runner.executors.kubernetes import kubeconfig, objects
 from retina_runner.executors.kubernetes.api import Api, Denied
 
+OWNERS = 10
+STATUS = ("phase", "reason", "message", "conditions", "containerStatuses")
 RELIST_FIRST_S, RELIST_MOST_S = 0.5, 15.0
 STRATEGIC = "application/strategic-merge-patch+json"
 
@@ -30,7 +33,7 @@ class Session:
         self._pods: dict[tuple[str, str], dict[str, Any]] = {}
         self._changed = threading.Condition()
         self._watched: set[str] = set()
-        self._agents: dict[str, int] = {}
+        self._shared: dict[str, Shared] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
@@ -40,20 +43,25 @@ class Session:
         """Create the Job, and the namespace's ConfigMap with the first. Idempotent. Raises Denied, LinkLost."""
         namespace = str(job["metadata"]["namespace"])
         with self._lock:
-            if namespace not in self._agents:
+            if namespace not in self._shared:
                 run = str(job["metadata"]["annotations"][objects.RUN_NOTE])
                 made = objects.config_map(self.token, namespace, run, agent.name, agent.content)
                 self._post(f"/api/v1/namespaces/{namespace}/configmaps", made)
-                self._agents[namespace] = 0
+                self._shared[namespace] = Shared()
+            shared = self._shared[namespace]
         with self.creates:
             created = self._post(f"/apis/batch/v1/namespaces/{namespace}/jobs", job)
-            with self._lock:
-                self._agents[namespace] += 1
             if created is None:
                 created = self.api.call("GET", self.job_path(namespace, str(job["metadata"]["name"])))
-            owners = {"metadata": {"ownerReferences": [objects.owner(created)]}}
-            name = objects.config_map_name(self.token)
-            self.api.call("PATCH", f"/api/v1/namespaces/{namespace}/configmaps/{name}", owners, content_type=STRATEGIC)
+            with shared.lock:
+                self._own(namespace, shared.joined(objects.owner(created)))
+
+    def _own(self, namespace: str, owners: Sequence[Mapping[str, Any]]) -> None:
+        """Have the ConfigMap go with these Jobs too."""
+        if owners:
+            path = f"/api/v1/namespaces/{namespace}/configmaps/{objects.config_map_name(self.token)}"
+            change = {"metadata": {"ownerReferences": list(owners)}}
+            self.api.call("PATCH", path, change, content_type=STRATEGIC)
 
     def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         """Create; None when it is there already: an earlier try's answer may have been lost."""
@@ -66,10 +74,16 @@ class Session:
 
     def delete(self, namespace: str, job: str) -> None:
         """Delete the Job with its pod, and the ConfigMap with the namespace's last one. Idempotent."""
-        self.delete_job(namespace, job)
         with self._lock:
-            left = self._agents[namespace] = self._agents.get(namespace, 1) - 1
-        if left <= 0:
+            shared = self._shared.setdefault(namespace, Shared())
+        with shared.lock:
+            heirs = shared.heirs(job)
+            self._own(namespace, heirs)
+            shared.leaving(job, heirs)
+        self.delete_job(namespace, job)
+        with shared.lock:
+            last = shared.left(job)
+        if last:
             self._delete(f"/api/v1/namespaces/{namespace}/configmaps/{objects.config_map_name(self.token)}")
 
     def create_job(self, job: Mapping[str, Any]) -> None:
@@ -132,7 +146,7 @@ class Session:
                 with self._changed:
                     self._pods = {k: v for k, v in self._pods.items() if k[0] != namespace}
                     for pod in items:
-                        self._pods[namespace, _job_of(pod)] = pod
+                        self._pods[namespace, _job_of(pod)] = kept(pod)
                     self._changed.notify_all()
                 delay_s = RELIST_FIRST_S
                 for event in self.api.watch(path, query, version, self._stop):
@@ -148,7 +162,7 @@ class Session:
             if event["type"] == "DELETED":
                 self._pods.pop(key, None)
             elif event["type"] in ("ADDED", "MODIFIED"):
-                self._pods[key] = pod
+                self._pods[key] = kept(pod)
             self._changed.notify_all()
 
     def events_of(self, namespace: str, kind: str, name: str) -> list[dict[str, Any]]:
@@ -159,6 +173,52 @@ class Session:
         except (Denied, LinkLost):
             return []
         return sorted(found, key=lambda e: json.dumps([e.get("lastTimestamp") or e.get("eventTime") or ""]))
+
+
+@dataclass
+class Shared:
+    """The Jobs of one namespace, which share a ConfigMap. A few of them own it, so that it goes when a dead runner's Jobs
+    have gone: with thousands of owners it would be too large to be stored, and each change of it as large. As long as there
+    are Jobs, one of them is an owner. Used under `lock`."""
+
+    owners: set[str] = field(default_factory=set)
+    others: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def joined(self, owner: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """A Job is there, as an owner would be written; those that are to be owners now."""
+        name = str(owner["name"])
+        if len(self.owners | {name}) <= OWNERS:
+            self.owners.add(name)
+            return [owner]
+        self.others[name] = owner
+        return []
+
+    def heirs(self, name: str) -> list[Mapping[str, Any]]:
+        """Those that must be owners before this Job is deleted, if it is the last one: the newest."""
+        if self.owners - {name}:
+            return []
+        return [o for n, o in self.others.items() if n != name][-OWNERS:]
+
+    def leaving(self, name: str, heirs: Sequence[Mapping[str, Any]]) -> None:
+        """The heirs are owners, and this Job is about to be deleted."""
+        self.owners |= {str(h["name"]) for h in heirs}
+        for gone in (name, *(str(h["name"]) for h in heirs)):
+            self.others.pop(gone, None)
+
+    def left(self, name: str) -> bool:
+        """A Job has been deleted; whether it was the last."""
+        self.owners.discard(name)
+        return not self.owners and not self.others
+
+
+def kept(pod: Mapping[str, Any]) -> dict[str, Any]:
+    """What is worth remembering of a pod, a small part: a run may have thousands."""
+    metadata, status = pod["metadata"], pod.get("status") or {}
+    return {
+        "metadata": {"name": metadata["name"], "labels": metadata.get("labels") or {}},
+        "status": {k: status[k] for k in STATUS if k in status},
+    }
 
 
 def _job_of(pod: Mapping[str, Any]) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ import pytest
 from retina_runner.bundle import agent_bundle
 from retina_runner.documents import parse_document
 from retina_runner.executors.kubernetes import objects, reading, standalone
+from retina_runner.executors.kubernetes.api import Pace
+from retina_runner.executors.kubernetes.session import OWNERS, Shared
 from retina_runner.translate.yaml_text import lines
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -132,6 +136,54 @@ def test_a_claim_stands_in_for_the_disk_of_the_node() -> None:
     pod = objects.job("abc123", 0, "node-1", "a.pyz", plan("tcpdump"), settings)["spec"]["template"]["spec"]
     assert {"name": "shelf-0", "persistentVolumeClaim": {"claimName": "captures"}} in pod["volumes"]
     assert {"name": "shelf-0", "mountPath": "/archives"} in pod["containers"][0]["volumeMounts"]
+
+
+def test_a_few_jobs_own_what_all_share_and_one_of_them_as_long_as_there_are_any() -> None:
+    """In any order in which Jobs come and go, also when an order to delete is given twice."""
+    chance = random.Random(7)
+    for count in (1, OWNERS, OWNERS + 1, 300):
+        shared, there, owners, changes = Shared(), set[str](), set[str](), 0
+        for name in [str(n) for n in range(count)]:
+            joined = shared.joined({"name": name})
+            owners |= {str(o["name"]) for o in joined}
+            changes += bool(joined)
+            there.add(name)
+        assert owners == {str(n) for n in range(min(count, OWNERS))}
+        for name in [*chance.sample(sorted(there), count), "0"]:
+            heirs = shared.heirs(name)
+            owners |= {str(h["name"]) for h in heirs}
+            changes += bool(heirs)
+            shared.leaving(name, heirs)
+            there.discard(name)
+            assert not there or owners & there, "the ConfigMap would go while somebody needs it"
+            assert shared.left(name) is (not there)
+        assert changes <= OWNERS + count / OWNERS + 1
+
+
+def test_no_more_requests_a_second_than_the_pace() -> None:
+    now, slept = [100.0], [0.0]
+
+    def sleep(seconds: float) -> None:
+        slept[0] += seconds
+        now[0] += seconds
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "retina_runner.executors.kubernetes.api.time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+        )
+        pace = Pace(per_s=10, burst=20)
+        for _ in range(20):
+            pace.wait()
+        assert slept[0] == 0
+        for _ in range(50):
+            pace.wait()
+        assert slept[0] == pytest.approx(5.0)
+        now[0] += 1000
+        for _ in range(20):
+            pace.wait()
+        assert slept[0] == pytest.approx(5.0), "after a quiet time again, and no more than those"
+        pace.wait()
+        assert slept[0] == pytest.approx(5.1)
 
 
 def test_the_cluster_ends_what_a_dead_runner_left() -> None:
