@@ -43,7 +43,7 @@ def test_nodes_are_listed_in_pages_and_each_that_cannot_is_told_by_itself(
 ) -> None:
     """Nobody's kubelet answers, but one node's: the others are refused one by one, and cost that one nothing."""
     api = Api(access)
-    chosen, _ = choosing.choose(api, {"node_selector": crowd.selector}, "default")
+    chosen = choosing.choose(api, {"node_selector": crowd.selector}, "default").nodes
     assert [c.node for c in chosen] == crowd.nodes
     assert api.requests == 2, "a page, and the rest"
     cluster.eventually(
