@@ -6,13 +6,10 @@ may write is told so by 412, one that may not by 403, and nothing is left behind
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -33,6 +30,7 @@ from retina_runner.uploads import (
     fixed_part,
     key_of,
 )
+from retina_runner.uploads.blocks import Block, md5_of, send_blocks
 from retina_runner.uploads.route import Route
 
 GRANT_VERSION = "2021-12-02"
@@ -81,7 +79,7 @@ class AzureBlobTarget:
 
         settings: dict[str, Any] = {
             "max_single_put_size": SINGLE_MOST_BYTES, "max_block_size": BLOCK_BYTES,
-            "retry_policy": ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=4),
+            "retry_policy": ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=5),
             "connection_timeout": 20, "read_timeout": 120,
         }  # fmt: skip
         authorities, proxies = self._route.authorities(), self._route.proxies()
@@ -139,6 +137,8 @@ class AzureBlobTarget:
         except HttpResponseError as error:
             headers: Any = getattr(error.response, "headers", {})
             dates.append(headers.get("Date", ""))
+            if error.status_code in (401, 403):  # perhaps for no other reason than that
+                check_clock(next((d for d in dates if d), ""))
             if error.status_code != 412:
                 raise self._trouble(error) from None
         except AzureError as error:
@@ -169,22 +169,19 @@ class AzureBlobTarget:
     # -- storing ---------------------------------------------------------------------------------------------------------
 
     def store(self, parcel: Parcel) -> str:
-        from azure.core.exceptions import AzureError, ResourceExistsError
-        from azure.storage.blob import ContentSettings
+        from azure.core.exceptions import AzureError, ResourceExistsError, ResourceModifiedError
 
         key = key_of(self._key, self._prefix, parcel)
         blob = self._client().get_blob_client(key)
         location = f"{self._url}/{quote(key)}"
         if self._compare(blob, parcel, location):
             return location
-        size, md5 = parcel.path.stat().st_size, _md5_of(parcel.path)
         try:
-            with open(parcel.path, "rb") as file:
-                blob.upload_blob(
-                    file, length=size, overwrite=False, metadata=parcel.metadata, validate_content=True,
-                    content_settings=ContentSettings(content_type(key), content_md5=bytearray(md5)), max_concurrency=2,
-                )  # fmt: skip
-        except ResourceExistsError:
+            if parcel.path.stat().st_size <= SINGLE_MOST_BYTES:
+                self._at_once(blob, parcel, content_type(key))
+            else:
+                self._in_blocks(blob, parcel, content_type(key))
+        except (ResourceExistsError, ResourceModifiedError):
             if self._compare(blob, parcel, location):
                 return location
             raise NotStored(f"{location} is there already, and the credential may not compare it") from None
@@ -194,6 +191,52 @@ class AzureBlobTarget:
             raise NotStored(f"{parcel.path}: {error.strerror}") from None
         self._compare(blob, parcel, location)
         return location
+
+    def _at_once(self, blob: Any, parcel: Parcel, media_type: str) -> None:
+        from azure.storage.blob import ContentSettings
+
+        content = parcel.path.read_bytes()
+        settings = ContentSettings(media_type, content_md5=bytearray(md5_of(content)))
+        blob.upload_blob(
+            content, length=len(content), overwrite=False, metadata=parcel.metadata, validate_content=True,
+            content_settings=settings,
+        )  # fmt: skip
+
+    def _in_blocks(self, blob: Any, parcel: Parcel, media_type: str, afresh: bool = False) -> None:
+        """Send the blocks that the store hasn't got yet, of a killed runner or of a node, and have them be the archive."""
+        from azure.core import MatchConditions
+        from azure.core.exceptions import HttpResponseError
+        from azure.storage.blob import BlobBlock, ContentSettings
+
+        there = {} if afresh else self._uncommitted(blob)
+
+        def known(block: Block) -> str | None:
+            return block.name if there.get(block.name) == len(block.content) else None
+
+        def put(block: Block) -> str:
+            blob.stage_block(block.name, block.content, length=len(block.content), validate_content=True)
+            return block.name
+
+        names, md5 = send_blocks(parcel.path, block_bytes(parcel.path.stat().st_size), known, put)
+        try:
+            blob.commit_block_list(
+                [BlobBlock(name) for name in names], metadata=parcel.metadata, match_condition=MatchConditions.IfMissing,
+                content_settings=ContentSettings(media_type, content_md5=bytearray(md5)),
+            )  # fmt: skip
+        except HttpResponseError as error:
+            if getattr(error, "error_code", "") != "InvalidBlockList" or afresh:
+                raise
+            self._in_blocks(blob, parcel, media_type, afresh=True)  # it has forgotten what it had confirmed
+
+    def _uncommitted(self, blob: Any) -> dict[str, int]:
+        """Name to size of the blocks that the store has kept; nothing where the credential may not ask."""
+        from azure.core.exceptions import HttpResponseError
+
+        try:
+            _, blocks = blob.get_block_list("uncommitted")
+        except HttpResponseError:
+            return {}
+        return {str(block.id): int(block.size) for block in blocks}
 
     def _compare(self, blob: Any, parcel: Parcel, location: str) -> bool:
         """Whether the store has exactly this; False also where it can't be asked. Raises NotStored for something else."""
@@ -339,15 +382,3 @@ def _only_if_unmodified() -> Any:
     from azure.core import MatchConditions
 
     return MatchConditions.IfNotModified
-
-
-def _md5_of(path: Path) -> bytes:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.digest()
-
-
-def md5_text(digest: bytes) -> str:
-    return base64.b64encode(digest).decode()

@@ -6,10 +6,8 @@ and leaves nothing.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,9 +28,13 @@ from retina_runner.uploads import (
     fixed_part,
     key_of,
 )
+from retina_runner.uploads.blocks import Block, base64_md5, send_blocks
 from retina_runner.uploads.route import Route
 
 READ_BYTES = 1 << 20
+ATTEMPTS, ATTEMPTS_BEFORE_A_RUN = 7, 2
+"""How often a call is tried, with pauses that double: for about half a minute, so that a store may start anew; in the
+pre-flight somebody waits."""
 
 
 class S3Target:
@@ -45,6 +47,8 @@ class S3Target:
         self._route = Route.of(options)
         self.via = str(options.get("via") or "auto")
         self._made: Any = None
+        self._begun: dict[str, str] = {}
+        """Key to the multipart upload that is under way: what can't be listed can be gone on with all the same."""
 
     def describe(self) -> str:
         endpoint = self._options.get("endpoint_url")
@@ -52,32 +56,34 @@ class S3Target:
 
     def _client(self) -> Any:
         if self._made is None:
-            try:
-                import boto3
-                from botocore.config import Config
-            except ImportError:
-                raise NotStored("s3 needs boto3: pip install 'retina-run[s3]'") from None
-            for noisy in ("boto3", "botocore", "urllib3"):
-                logging.getLogger(noisy).setLevel(logging.WARNING)  # at DEBUG they print signatures
-            authorities, proxies = self._route.authorities(), self._route.proxies()
-            endpoint = self._options.get("endpoint_url")
-            path_style = self._options.get("path_style", bool(endpoint))
-            config = Config(
-                signature_version="s3v4", s3={"addressing_style": "path" if path_style else "auto"}, connect_timeout=20,
-                read_timeout=120, retries={"max_attempts": 4, "mode": "standard"},
-                request_checksum_calculation="when_required", response_checksum_validation="when_required",
-                proxies=proxies,
-            )  # fmt: skip
-            try:
-                self._made = boto3.client(
-                    "s3", region_name=self._options.get("region") or ("us-east-1" if endpoint else None),
-                    endpoint_url=endpoint, verify=authorities, config=config, **self._keys(),
-                )  # fmt: skip
-            except SecretError as error:
-                raise NotStored(str(error)) from None
-            except Exception as error:  # botocore's own, and ValueError for an endpoint that is none
-                raise NotStored(redact(str(error))) from None
+            self._made = self._connect(ATTEMPTS)
         return self._made
+
+    def _connect(self, attempts: int) -> Any:
+        try:
+            import boto3
+            from botocore.config import Config
+        except ImportError:
+            raise NotStored("s3 needs boto3: pip install 'retina-run[s3]'") from None
+        for noisy in ("boto3", "botocore", "urllib3"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)  # at DEBUG they print signatures
+        authorities, proxies = self._route.authorities(), self._route.proxies()
+        endpoint = self._options.get("endpoint_url")
+        path_style = self._options.get("path_style", bool(endpoint))
+        config = Config(
+            signature_version="s3v4", s3={"addressing_style": "path" if path_style else "auto"}, connect_timeout=20,
+            read_timeout=120, retries={"total_max_attempts": attempts, "mode": "standard"}, proxies=proxies,
+            request_checksum_calculation="when_required", response_checksum_validation="when_required",
+        )  # fmt: skip
+        try:
+            return boto3.client(
+                "s3", region_name=self._options.get("region") or ("us-east-1" if endpoint else None),
+                endpoint_url=endpoint, verify=authorities, config=config, **self._keys(),
+            )  # fmt: skip
+        except SecretError as error:
+            raise NotStored(str(error)) from None
+        except Exception as error:  # botocore's own, and ValueError for an endpoint that is none
+            raise NotStored(redact(str(error))) from None
 
     def _keys(self) -> dict[str, str]:
         reference = str(self._options.get("credential") or "default")
@@ -94,12 +100,12 @@ class S3Target:
         names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
         return dict(zip(names, parts, strict=False))
 
-    def _call(self, what: str, **arguments: Any) -> dict[str, Any]:
+    def _call(self, what: str, client: Any = None, **arguments: Any) -> dict[str, Any]:
         """One call; a missing key is {"missing": True}, what is there already {"exists": True}. Raises NotStored."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            answer: dict[str, Any] = getattr(self._client(), what)(Bucket=self._bucket, **arguments)
+            answer: dict[str, Any] = getattr(client or self._client(), what)(Bucket=self._bucket, **arguments)
             return answer
         except ClientError as error:
             said = error.response.get("Error", {})
@@ -127,10 +133,11 @@ class S3Target:
 
     def preflight(self, needed_s: float) -> None:
         key = f"{self._prefix}/retina-run-preflight".lstrip("/")
-        begun = self._call("create_multipart_upload", Key=key)
+        client = self._connect(ATTEMPTS_BEFORE_A_RUN)
+        begun = self._call("create_multipart_upload", client, Key=key)
         if begun.get("missing"):
             raise NotStored(f"there is no bucket {self._bucket}")
-        self._call("abort_multipart_upload", Key=key, UploadId=begun["UploadId"])
+        self._call("abort_multipart_upload", client, Key=key, UploadId=begun["UploadId"])
         check_clock(str(begun.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")))
 
     # -- storing ---------------------------------------------------------------------------------------------------------
@@ -141,15 +148,14 @@ class S3Target:
             return self._location(key)
         size = parcel.path.stat().st_size
         try:
-            with open(parcel.path, "rb") as file:
-                if size <= SINGLE_MOST_BYTES:
-                    body = file.read()
-                    done = self._call(
-                        "put_object", Key=key, Body=body, ContentMD5=_md5(body), IfNoneMatch="*",
-                        Metadata=parcel.metadata, ContentType=content_type(key),
-                    )  # fmt: skip
-                else:
-                    done = self._in_parts(key, file, size, parcel)
+            if size <= SINGLE_MOST_BYTES:
+                body = parcel.path.read_bytes()
+                done = self._call(
+                    "put_object", Key=key, Body=body, ContentMD5=base64_md5(body), IfNoneMatch="*",
+                    Metadata=parcel.metadata, ContentType=content_type(key),
+                )  # fmt: skip
+            else:
+                done = self._in_parts(key, parcel, size)
         except OSError as error:
             raise NotStored(f"{parcel.path}: {error.strerror}") from None
         if done.get("exists") and not self._compare(key, parcel):
@@ -160,23 +166,61 @@ class S3Target:
             self._sweep(key)
         return self._location(key)
 
-    def _in_parts(self, key: str, file: Any, size: int, parcel: Parcel) -> dict[str, Any]:
-        begun = self._call("create_multipart_upload", Key=key, Metadata=parcel.metadata, ContentType=content_type(key))
-        upload, parts, length = begun["UploadId"], [], block_bytes(size)
+    def _in_parts(self, key: str, parcel: Parcel, size: int, afresh: bool = False) -> dict[str, Any]:
+        """Go on with the unfinished upload of this archive, a killed runner's or a node's, or begin one.
+
+        One that fails is left for the next try: `retina-run upload`.
+        """
+        upload = self._begin(key, parcel) if afresh else self._unfinished(key, parcel)
         try:
-            number = 0
-            while block := file.read(length):
-                number += 1
+            there = {} if afresh else self._parts(key, upload)
+
+            def known(block: Block) -> str | None:
+                # The ETag of a part is its MD5, but where the bucket encrypts by a key of its own: then it is sent again.
+                tag, length = there.get(block.number + 1, ("", 0))
+                return tag if (tag.strip('"'), length) == (block.md5.hex(), len(block.content)) else None
+
+            def put(block: Block) -> str:
                 done = self._call(
-                    "upload_part", Key=key, UploadId=upload, PartNumber=number, Body=block, ContentMD5=_md5(block)
-                )
-                parts.append({"PartNumber": number, "ETag": done["ETag"]})
-            return self._call(
-                "complete_multipart_upload", Key=key, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
-            )
-        except (NotStored, OSError):
+                    "upload_part", Key=key, UploadId=upload, PartNumber=block.number + 1, Body=block.content,
+                    ContentMD5=base64_md5(block.content),
+                )  # fmt: skip
+                return str(done["ETag"])
+
+            tags, _ = send_blocks(parcel.path, block_bytes(size), known, put)
+            done = self._complete(key, upload, tags)
+        except Forgotten:
+            self._begun.pop(key, None)
+            if self._compare(key, parcel):
+                return {}  # it had been completed, and the answer was lost
+            if afresh:
+                raise
+            return self._in_parts(key, parcel, size, afresh=True)
+        if done.get("exists"):
             self._abort(key, upload)
+        return done
+
+    def _complete(self, key: str, upload: str, tags: Sequence[str]) -> dict[str, Any]:
+        parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
+        return self._call(
+            "complete_multipart_upload", Key=key, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
+        )
+
+    def _parts(self, key: str, upload: str) -> dict[int, tuple[str, int]]:
+        """Number to (ETag, size) of the parts that the store has; nothing where it isn't ours to ask."""
+        found: dict[int, tuple[str, int]] = {}
+        marker: dict[str, int] = {}
+        try:
+            while True:
+                page = self._call("list_parts", Key=key, UploadId=upload, **marker)
+                found |= {int(p["PartNumber"]): (str(p["ETag"]), int(p["Size"])) for p in page.get("Parts", ())}
+                if not page.get("IsTruncated"):
+                    return found
+                marker = {"PartNumberMarker": int(page["NextPartNumberMarker"])}
+        except Forgotten:
             raise
+        except NotStored:
+            return {}
 
     def _sweep(self, key: str) -> None:
         """Abort uploads of this key that nobody will complete: a node's that was given up."""
@@ -250,22 +294,31 @@ class S3Target:
         return Grant(key, _secretive(document))
 
     def _unfinished(self, key: str, parcel: Parcel) -> str:
-        """The multipart upload of this archive that an earlier grant began, or a new one."""
-        found = self._call("list_multipart_uploads", Prefix=key)
-        for upload in found.get("Uploads", ()):
-            if upload["Key"] == key:
-                return str(upload["UploadId"])
+        """The multipart upload of this archive that was begun earlier, by this runner or another, or a new one."""
+        if key not in self._begun:
+            try:
+                for upload in self._call("list_multipart_uploads", Prefix=key).get("Uploads", ()):
+                    if upload["Key"] == key:
+                        self._begun[key] = str(upload["UploadId"])
+            except NotStored:
+                pass  # it isn't everybody's right to list them
+        return self._begun.get(key) or self._begin(key, parcel)
+
+    def _begin(self, key: str, parcel: Parcel) -> str:
         begun = self._call("create_multipart_upload", Key=key, Metadata=parcel.metadata, ContentType=content_type(key))
-        return str(begun["UploadId"])
+        if begun.get("missing"):
+            raise NotStored(f"there is no bucket {self._bucket}")
+        self._begun[key] = str(begun["UploadId"])
+        return self._begun[key]
 
     def confirm(self, parcel: Parcel, answer: Mapping[str, Any]) -> str:
         key = key_of(self._key, self._prefix, parcel)
         if answer.get("parts") and not self._compare(key, parcel):
-            parts = [{"PartNumber": n, "ETag": tag} for n, tag in enumerate(answer["parts"], 1)]
-            done = self._call(
-                "complete_multipart_upload", Key=key, UploadId=answer["upload"], MultipartUpload={"Parts": parts},
-                IfNoneMatch="*",
-            )  # fmt: skip
+            try:
+                done = self._complete(key, answer["upload"], answer["parts"])
+            except Forgotten:
+                self._begun.pop(key, None)
+                raise
             if done.get("exists"):
                 raise NotStored(f"{self._location(key)} was written by somebody else meanwhile")
         if not self._compare(key, parcel):
@@ -316,10 +369,6 @@ class S3Target:
         if str(found.get("ETag", "")) != item.version:
             raise NotStored(f"{self._location(item.key)} was written anew meanwhile; it stays")
         self._call("delete_object", Key=item.key)
-
-
-def _md5(data: bytes) -> str:
-    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
 def _secretive(document: dict[str, Any]) -> dict[str, Any]:

@@ -45,10 +45,12 @@ class Fault:
 
 
 class FaultyProxy:
-    """Listens before a store's port, at the same address. `seen` are the requests that came in, as `METHOD target`."""
+    """Listens before a store's port, at the same address. `seen` are the requests that came in, as `METHOD target`;
+    `answered` those of them that the store itself took well."""
 
     def __init__(self, upstream: int, *faults: Fault, host: str = "127.0.0.1"):
         self.upstream, self.host, self.faults, self.seen = upstream, host, list(faults), list[str]()
+        self.answered: list[str] = []
         self.body_bytes = 0
         self._lock = threading.Lock()
         self._listener = socket.create_server((host, 0))
@@ -138,6 +140,9 @@ class FaultyProxy:
             upstream.endheaders(with_body)
             answer = upstream.getresponse()
             content = answer.read()
+            if answer.status < 300:
+                with self._lock:
+                    self.answered.append(f"{method} {target}")
             if fault.swallow:
                 return False
             out = [f"HTTP/1.1 {answer.status} {answer.reason}"]

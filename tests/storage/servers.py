@@ -16,11 +16,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 AZURITE = "azurite@3.35.0"  # the newest that runs on Node 20
 SWIFT = "swift==2.38.*"
 START_S = 90.0
+AUTOSAVE_S = 6.0
+"""Azurite writes its database every 5 s: killed before, it has forgotten blocks that it had confirmed."""
 
 
 CACHE = (
@@ -71,13 +75,43 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class Identity:
+    """A server's certificate and key, and the authority, of the tests' own, that vouches for it."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+
+def private_identity(folder: Path, host: str = "127.0.0.1") -> Identity:
+    """A new authority, and a certificate of its for that address."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = Identity(folder / "server.pem", folder / "server.key", folder / "authority.pem")
+    authority_key, request = folder / "authority.key", folder / "request.pem"
+    for argv in (
+        ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=tests", "-keyout", str(authority_key),
+         "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign", "-out", str(made.authority)],
+        ["req", "-new", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=store", "-keyout", str(made.key),
+         "-addext", f"subjectAltName=IP:{host}", "-out", str(request)],
+        ["x509", "-req", "-in", str(request), "-CA", str(made.authority), "-CAkey", str(authority_key), "-CAcreateserial",
+         "-days", "2", "-copy_extensions", "copy", "-out", str(made.certificate)],
+    ):  # fmt: skip
+        subprocess.run(["openssl", *argv], check=True, capture_output=True)
+    return made
+
+
 class Server:
     """Processes that serve one port. `start` returns when it answers; `kill` is SIGKILL, data stay."""
 
-    def __init__(self, folder: Path, host: str = "127.0.0.1"):
-        self.folder, self.host, self.port = folder, host, free_port()
+    def __init__(self, folder: Path, host: str = "127.0.0.1", tls: Identity | None = None):
+        self.folder, self.host, self.port, self.tls = folder, host, free_port(), tls
         self._processes: list[subprocess.Popen[bytes]] = []
         folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.tls else "http"
 
     def commands(self) -> list[list[str]]:
         raise NotImplementedError
@@ -140,25 +174,26 @@ class Azurite(Server):
 
     account = "capturetests"
 
-    def __init__(self, folder: Path, host: str = "127.0.0.1"):
-        super().__init__(folder, host)
+    def __init__(self, folder: Path, host: str = "127.0.0.1", tls: Identity | None = None):
+        super().__init__(folder, host, tls)
         self.key = base64.b64encode(secrets.token_bytes(48)).decode()
 
     def commands(self) -> list[list[str]]:
         return [[
             str(_azurite()), "--blobHost", self.host, "--blobPort", str(self.port), "--location", str(self.folder / "data"),
             "--disableTelemetry", "--skipApiVersionCheck", "--silent",
+            *(["--cert", str(self.tls.certificate), "--key", str(self.tls.key)] if self.tls else []),
         ]]  # fmt: skip
 
     def environment(self) -> dict[str, str]:
         return {**os.environ, "AZURITE_ACCOUNTS": f"{self.account}:{self.key}"}
 
     def url(self, port: int = 0) -> str:
-        return f"http://{self.host}:{port or self.port}/{self.account}"
+        return f"{self.scheme}://{self.host}:{port or self.port}/{self.account}"
 
     def connection_string(self, port: int = 0) -> str:
         return (
-            f"DefaultEndpointsProtocol=http;AccountName={self.account};AccountKey={self.key};"
+            f"DefaultEndpointsProtocol={self.scheme};AccountName={self.account};AccountKey={self.key};"
             f"BlobEndpoint={self.url(port)};"
         )
 
@@ -168,8 +203,8 @@ class Swift(Server):
 
     access_key = "test:tester"  # tempauth's keys are account:user
 
-    def __init__(self, folder: Path, host: str = "127.0.0.1"):
-        super().__init__(folder, host)
+    def __init__(self, folder: Path, host: str = "127.0.0.1", tls: Identity | None = None):
+        super().__init__(folder, host, tls)
         self.secret_key = secrets.token_urlsafe(24)
         self._behind = {kind: free_port() for kind in ("account", "container", "object")}
         self._configure()
@@ -207,9 +242,10 @@ class Swift(Server):
                 f"devices = {devices}\nmount_check = false\nlog_level = WARNING\n"
                 f"[pipeline:main]\npipeline = {kind}-server\n[app:{kind}-server]\nuse = egg:swift#{kind}\n"
             )
+        tls = f"cert_file = {self.tls.certificate}\nkey_file = {self.tls.key}\n" if self.tls else ""
         (etc / "proxy-server.conf").write_text(
             f"[DEFAULT]\nbind_ip = {self.host}\nbind_port = {self.port}\nworkers = 0\nuser = root\nswift_dir = {etc}\n"
-            "log_level = WARNING\n"
+            f"log_level = WARNING\n{tls}"
             "[pipeline:main]\npipeline = catch_errors cache listing_formats s3api tempauth bulk slo proxy-server\n"
             "[app:proxy-server]\nuse = egg:swift#proxy\nallow_account_management = true\naccount_autocreate = true\n"
             "[filter:catch_errors]\nuse = egg:swift#catch_errors\n"
@@ -221,7 +257,31 @@ class Swift(Server):
         )
 
     def url(self, port: int = 0) -> str:
-        return f"http://{self.host}:{port or self.port}"
+        return f"{self.scheme}://{self.host}:{port or self.port}"
+
+
+class Tinyproxy(Server):
+    """An HTTP proxy that wants a password, and passes CONNECT to the given ports only."""
+
+    user, password = "storeuser", "proxy-canary-4f1d"
+
+    def __init__(self, folder: Path, ports: Sequence[int], host: str = "127.0.0.1"):
+        super().__init__(folder, host)
+        self._log = folder / "requests.log"
+        (folder / "tinyproxy.conf").write_text(
+            f'Port {self.port}\nListen {host}\nTimeout 120\nMaxClients 50\nLogFile "{self._log}"\nLogLevel Connect\n'
+            f"BasicAuth {self.user} {self.password}\n" + "".join(f"ConnectPort {port}\n" for port in ports)
+        )
+
+    def commands(self) -> list[list[str]]:
+        return [["tinyproxy", "-d", "-c", str(self.folder / "tinyproxy.conf")]]
+
+    def url(self, password: str = "") -> str:
+        return f"http://{self.user}:{password or self.password}@{self.host}:{self.port}"
+
+    def passed(self, to: Server) -> int:
+        """How many requests for that server it has been sent."""
+        return self._log.read_text().count(f"CONNECT {to.host}:{to.port} ") if self._log.exists() else 0
 
 
 if __name__ == "__main__":

@@ -69,8 +69,10 @@ class FolderStore:
 class AzureStore:
     kind = "azure_blob"
 
-    def __init__(self, server: Azurite, **settings: Any):
+    def __init__(self, server: Azurite):
         from azure.storage.blob import BlobServiceClient
+
+        settings: dict[str, Any] = {"connection_verify": str(server.tls.authority)} if server.tls else {}
 
         self.server, self.name = server, f"c{secrets.token_hex(6)}"
         self._service = BlobServiceClient.from_connection_string(server.connection_string(), **settings)
@@ -120,7 +122,7 @@ class S3Store:
         self.server, self.name = server, f"b{secrets.token_hex(6)}"
         self._client = boto3.client(
             "s3", endpoint_url=server.url(), aws_access_key_id=server.access_key, region_name="us-east-1",
-            aws_secret_access_key=server.secret_key,
+            aws_secret_access_key=server.secret_key, verify=str(server.tls.authority) if server.tls else None,
             config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
         )  # fmt: skip
         self._client.create_bucket(Bucket=self.name)

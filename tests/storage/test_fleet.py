@@ -27,15 +27,13 @@ from tests.fleet.fleet import Fleet
 from tests.fleet.test_ssh import retina_run
 from tests.lab import Archive, Run, eventually, sh, within
 from tests.storage.faults import Fault, FaultyProxy
-from tests.storage.servers import Azurite, Server, Swift
+from tests.storage.servers import AUTOSAVE_S, Azurite, Server, Swift
 from tests.storage.stores import MIB, AzureStore, S3Store
 
 pytestmark = [pytest.mark.storage, pytest.mark.root]
 
 STORES = "10.94.100.1"
 """Where the stores are: nodes can be kept from it without being kept from the runner."""
-AUTOSAVE_S = 6.0
-"""Azurite writes what it knows every 5 s: killed before, it has forgotten blocks that it had confirmed."""
 
 
 @pytest.fixture(scope="module")

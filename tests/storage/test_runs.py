@@ -20,13 +20,15 @@ from tests.storage.stores import AzureStore, S3Store, Store
 pytestmark = [pytest.mark.storage, pytest.mark.root]
 
 
-def runbook(*uploads: tuple[str, dict[str, Any] | str], keep: str = "") -> str:
+def runbook(*uploads: tuple[str, dict[str, Any] | str], keep: str = "", size: int = 300_000) -> str:
     """One command whose output doesn't compress, and these targets. JSON is YAML."""
     return json.dumps({
-        "name": "nightly", "duration": "1s", **({"keep": keep} if keep else {}),
+        "name": "nightly", "duration": "1s", **({"keep": keep} if keep else {}), "compression": "none",
         "captures": [{
             "nodes": "local",
-            "collect": [{"command": {"argv": ["head", "-c", "300000", "/dev/urandom"], "when": ["after"]}}],
+            "collect": [{"command": {
+                "argv": ["head", "-c", str(size), "/dev/urandom"], "when": ["after"], "output_limit": f"{size}B",
+            }}],
         }],
         "upload": [{kind: options} for kind, options in uploads],
     })  # fmt: skip

@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from retina_runner.uploads import NotStored
-from tests.storage.servers import Azurite
-from tests.storage.stores import AzureStore, Node, target_of, write_random
+from tests.storage.servers import Azurite, Swift, private_identity
+from tests.storage.stores import AzureStore, Node, S3Store, target_of, write_random
 from tests.storage.test_conformance import by_node, sha256
 
 pytestmark = pytest.mark.storage
 
 
-class Private(Azurite):
-    """Azurite behind TLS, with a certificate for 127.0.0.1 that only its own authority vouches for."""
-
-    def __init__(self, folder: Path):
-        super().__init__(folder)
-        self.certificate, self.private_key = folder / "cert.pem", folder / "key.pem"
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=private",
-             "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(self.private_key), "-out", str(self.certificate)],
-            check=True, capture_output=True,
-        )  # fmt: skip
-
-    def commands(self) -> list[list[str]]:
-        return [[*super().commands()[0], "--cert", str(self.certificate), "--key", str(self.private_key)]]
-
-    def url(self, port: int = 0) -> str:
-        return super().url(port).replace("http://", "https://")
-
-    def connection_string(self, port: int = 0) -> str:
-        return super().connection_string(port).replace("Protocol=http;", "Protocol=https;")
-
-
-@pytest.fixture
-def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AzureStore]:
-    server = Private(tmp_path / "server")
-    server.start()
+@pytest.fixture(params=["azure_blob", "s3"])
+def private(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[AzureStore | S3Store]:
+    identity = private_identity(tmp_path / "identity")
+    kind = Azurite if request.param == "azure_blob" else Swift
+    server = kind(tmp_path / "server", tls=identity)
     try:
-        store = AzureStore(server, connection_verify=str(server.certificate))
+        server.start()
+        store = AzureStore(server) if isinstance(server, Azurite) else S3Store(server)
         for name, value in store.environment.items():
             monkeypatch.setenv(name, value)
         yield store
@@ -51,9 +32,13 @@ def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AzureSt
         server.kill()
 
 
-def test_the_authority_of_ca_file_is_trusted(private: AzureStore, tmp_path: Path) -> None:
-    assert isinstance(private.server, Private)
-    ca_file = str(private.server.certificate)
+def authority_of(store: AzureStore | S3Store) -> str:
+    assert store.server.tls is not None
+    return str(store.server.tls.authority)
+
+
+def test_the_authority_of_ca_file_is_trusted(private: AzureStore | S3Store, tmp_path: Path) -> None:
+    ca_file = authority_of(private)
     target = target_of(private, ca_file=ca_file)
     target.preflight(60)
     parcel = write_random(tmp_path / "a.tar.gz", 5000)
@@ -64,18 +49,20 @@ def test_the_authority_of_ca_file_is_trusted(private: AzureStore, tmp_path: Path
     assert sha256(private.content(f"node/{node.parcel.run}/{node.path.name}")) == node.parcel.sha256
 
 
-def test_an_unknown_authority_is_not(private: AzureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(private.server, Private)
-    with pytest.raises(NotStored, match="certificate"):
+def test_an_unknown_authority_is_not(
+    private: AzureStore | S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NotStored, match=r"(?i)certificate"):
         target_of(private).preflight(60)
     # A runner that trusts it by its own environment, and a node that doesn't.
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(private.server.certificate))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", authority_of(private))
+    monkeypatch.setenv("AWS_CA_BUNDLE", authority_of(private))
     (event,) = by_node(private, Node(tmp_path, 5000))
     assert event["event"] == "warning"
     assert "certificate" in event["why"]
     assert private.names() == []
 
 
-def test_a_ca_file_that_is_none_is_said(private: AzureStore, tmp_path: Path) -> None:
+def test_a_ca_file_that_is_none_is_said(private: AzureStore | S3Store, tmp_path: Path) -> None:
     with pytest.raises(NotStored, match="ca_file"):
         target_of(private, ca_file=str(tmp_path / "nosuch.pem")).preflight(60)
