@@ -117,8 +117,8 @@ def settings_from(terms: Mapping[str, Any] | None, capture: str) -> objects.JobS
     given = ((terms or {}).get("jobs") or {}).get(capture)
     if given is None:
         raise UsageError(
-            f"the run's record doesn't say what the Jobs of capture {capture} were like (an older version wrote it); "
-            "run the runbook again"
+            "the run's record doesn't say what its Jobs were like (an older version wrote it): run the runbook again, "
+            "or copy what nodes keep with kubectl"
         )
     return objects.settings_of(given)
 

@@ -20,6 +20,7 @@ from retina_runner.executors.kubernetes import rbac
 from retina_runner.verification import verify_archive
 from tests.cluster.api import Api
 from tests.cluster.cluster import Cluster
+from tests.cluster.filling import full
 from tests.cluster.places import REPOSITORY, cache, digest
 from tests.cluster.runs import PatientRun, Runs
 
@@ -41,7 +42,8 @@ answer = json.loads(answers[min(number, len(answers)) - 1])
 if "fail" in answer:
     sys.exit(answer["fail"])
 until = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=answer.get("for_s", 3600))
-status = {"token": answer["token"], "expirationTimestamp": until.strftime("%Y-%m-%dT%H:%M:%SZ")}
+given = {k: v for k, v in answer.items() if k in ("token", "clientCertificateData", "clientKeyData")}
+status = {**given, "expirationTimestamp": until.strftime("%Y-%m-%dT%H:%M:%SZ")}
 print(json.dumps({"apiVersion": asked["apiVersion"], "kind": "ExecCredential", "status": status}))
 """
 
@@ -130,6 +132,19 @@ def test_an_exec_plugin(runs: Runs, granted: Api, token: str, tmp_path: Path, ve
     nowhere(run, token)
 
 
+def test_an_exec_plugin_that_gives_a_certificate(runs: Runs, granted: Api, tmp_path: Path) -> None:
+    """The administrator's own, which the kubeconfig of the tests holds."""
+    view = ("config", "view", "--raw", "--minify", "--flatten", "-o", "json")
+    (user,) = (u["user"] for u in json.loads(granted.kubectl(*view))["users"])
+    if "client-key-data" not in user:
+        pytest.skip("the cluster's own user has no client certificate")
+    certificate, key = (base64.b64decode(user[f"client-{n}-data"]).decode() for n in ("certificate", "key"))
+    answer = {"clientCertificateData": certificate, "clientKeyData": key}
+    run = start(runs, Identity.of_a_plugin(granted, tmp_path / "who", answer))
+    assert run.end() == 0, (run.events, run.stderr)
+    nowhere(run, key, key.splitlines()[1])
+
+
 def test_a_plugin_is_asked_again_when_its_credential_expires(
     runs: Runs, granted: Api, token: str, tmp_path: Path
 ) -> None:
@@ -198,6 +213,43 @@ def test_a_token_file(runs: Runs, granted: Api, token: str, tmp_path: Path) -> N
     run = start(runs, identity)
     assert run.end() == 0, (run.events, run.stderr)
     nowhere(run, token)
+
+
+def test_our_role_suffices_for_what_comes_after_a_run(
+    own_cluster: Cluster, runs: Runs, granted: Api, token: str, tmp_path: Path
+) -> None:
+    """download, retry and cleanup with the rights of deploy/rbac.yaml and no others."""
+    identity = Identity(granted, tmp_path / "who", {"token": token})
+    node, folder = own_cluster.nodes[1].name, f"rbac-{tmp_path.name}"
+    me = {"KUBECONFIG": str(identity.kubeconfig)}
+    with full(own_cluster, NAMESPACE, node):
+        run = runs.start(
+            f"""
+name: after
+duration: 1s
+keep: never
+limits: {{ready_timeout: 15s}}
+captures:
+  - nodes: {{kubernetes: {{nodes: [{node}], job: {{namespace: {NAMESPACE}, requests: {{cpu: 200m}}}}}}}}
+    collect: [network-state]
+upload: [{{host_path: {{path: {folder}}}}}]
+""",
+            **me,
+        )
+        assert run.end() in (2, 4), run.events
+    try:
+        again = runs.command("retry", str(run.directory), "--failed", "--output", str(tmp_path / "again"), **me)
+        assert again.returncode == 0, again
+        (second,) = (tmp_path / "again").iterdir()
+        back = runs.command("download", str(second), "--output", str(tmp_path / "back"), **me)
+        assert back.returncode == 0, back
+        (path,) = (tmp_path / "back").iterdir()
+        assert verify_archive(path).problems == ()
+        for directory in (run.directory, second):
+            cleaned = runs.command("cleanup", str(directory), **me)
+            assert cleaned.returncode == 0, cleaned
+    finally:
+        own_cluster.node_run(1, "rm", "-rf", f"/var/lib/retina-run/archives/{folder}")
 
 
 def packages(version: str) -> Path:

@@ -1,0 +1,91 @@
+"""Which places `retina-run download` looks at for each archive of a run: told by the run's own record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retina_runner.cli.download import Wanted, _of_run
+from retina_runner.cli.shelved import Shelved, Shelves
+from retina_runner.errors import UsageError
+
+HOST_PATH = {"kind": "host_path", "options": {"base": "/var/lib/retina-run/archives", "path": "incidents"}}
+ON_NODES = "/var/lib/retina-run/archives/incidents on the node"
+JOB = {"kubeconfig": "/k", "context": "c", "namespace": "jobs", "token": "abc123"}
+
+
+def run_of(
+    folder: Path, nodes: list[dict[str, Any]], uploads: list[dict[str, Any]], claim: str = "", jobs: bool = True
+) -> Path:
+    """A run directory with these nodes, each of which has stored `name` wherever `at` says."""
+    run = folder / "run"
+    run.mkdir()
+    settings = {"namespace": "jobs", "image": "i", "claim": claim}
+    events: list[dict[str, Any]] = [{
+        "event": "run-start", "run": "run", "runbook": "r", "version": "1", "directory": str(run), "duration_s": 1.0,
+        "terms": {"uploads": uploads, **({"jobs": {"": settings}} if jobs else {})},
+        "nodes": [{"id": n["id"], "node": n["node"], "capture": "", "executor": n["executor"], "directory": "/work/x",
+                   "reach": n["reach"]} for n in nodes if "#" not in n["id"]],
+    }]  # fmt: skip
+    for n in nodes:
+        told = {"id": n["id"], "node": n["node"], "capture": ""}
+        events += [
+            {"event": "archive", **told, "name": n["name"], "size_bytes": n["size"], "sha256": "0" * 64, "verdict": "complete",
+             "reasons": []},
+            *({"event": "upload", **told, "target": t, "state": "stored", "location": f"{where}/{n['name']}", "via": "node"}
+              for t, where in n["at"].items()),
+        ]  # fmt: skip
+    lines = [json.dumps({"seq": i, "time": "2026-01-01T00:00:00Z", **e}) + "\n" for i, e in enumerate(events)]
+    (run / "events.jsonl").write_text("".join(lines))
+    return run
+
+
+def pod(node: str, name: str, identifier: str = "", **at: str) -> dict[str, Any]:
+    where = at or {ON_NODES: "/var/lib/retina-run/archives/incidents"}
+    return {
+        "id": identifier or node, "node": node, "executor": "kubernetes", "name": name, "size": 1000, "at": where,
+        "reach": {**JOB, "job": f"retina-run-abc123-{node}", "node": node},
+    }  # fmt: skip
+
+
+def wanted(run: Path, *nodes: str) -> list[Wanted]:
+    return list(_of_run(run, nodes, Shelves()))
+
+
+def test_archives_of_one_node_come_from_one_pod_and_frozen_windows_too(tmp_path: Path) -> None:
+    frozen = pod("a", "r-a-2.tar.gz", "a#2")
+    frozen.pop("reach")
+    run = run_of(tmp_path, [pod("a", "r-a-1.tar.gz"), pod("b", "r-b-1.tar.gz"), frozen], [HOST_PATH])
+    found = {w.name: w for w in wanted(run)}
+    assert set(found) == {"r-a-1.tar.gz", "r-b-1.tar.gz", "r-a-2.tar.gz"}
+    assert found["r-a-1.tar.gz"].place == found["r-a-2.tar.gz"].place != found["r-b-1.tar.gz"].place
+    assert [w.name for w in wanted(run, "b")] == ["r-b-1.tar.gz"]
+
+
+def test_a_claim_is_one_place_for_all_nodes(tmp_path: Path) -> None:
+    run = run_of(tmp_path, [pod("a", "r-a-1.tar.gz"), pod("b", "r-b-1.tar.gz")], [HOST_PATH], claim="captures")
+    first, second = wanted(run)
+    assert first.place == second.place
+    (source,) = first.sources
+    assert isinstance(source, Shelved)
+    assert str(source) == "claim captures"
+    assert source.path == "incidents/r-a-1.tar.gz"
+
+
+def test_a_store_is_asked_before_a_node(tmp_path: Path) -> None:
+    shelf = tmp_path / "store"
+    at = {ON_NODES: "/var/lib/retina-run/archives/incidents", str(shelf): str(shelf)}
+    uploads = [HOST_PATH, {"kind": "directory", "options": {"path": str(shelf)}}]
+    (one,) = wanted(run_of(tmp_path, [{**pod("a", "r-a-1.tar.gz"), "at": at}], uploads))
+    assert [str(s) for s in one.sources] == [str(shelf), "a: /var/lib/retina-run/archives/incidents"]
+
+
+def test_a_node_that_isn_t_there_and_a_record_that_does_not_say(tmp_path: Path) -> None:
+    run = run_of(tmp_path, [pod("node-a", "r-a-1.tar.gz")], [HOST_PATH], jobs=False)
+    with pytest.raises(UsageError, match="did you mean node-a"):
+        wanted(run, "node-b")
+    with pytest.raises(UsageError, match="doesn't say what its Jobs were like"):
+        wanted(run)
