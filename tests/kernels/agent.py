@@ -48,11 +48,13 @@ class Window:
         return found[0]
 
     def __enter__(self) -> Window:
+        print(f"{time.monotonic():.0f} s after power-on: {self._directory.name}", flush=True)
         self.call("start", str(self._directory), stdin=self._plan)
         ready = self._wait_for("ready")
         t0 = time.time() + begin_lead_s(ready["rehearsal_s"]) + T0_LEAD_S
         self.call("release", str(self._directory), stdin={"t0": t0, "reference_t0": t0})
         # The counters are zeroed at T0 and a first line is written at once: from then on everything counts.
+        print(f"{time.monotonic():.0f} s: {self._directory.name} is released", flush=True)
         series = self._directory.rglob
         eventually(lambda: any(p.stat().st_size for p in series("series.jsonl")), "a first sample", PATIENCE_S)
         return self

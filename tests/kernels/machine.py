@@ -29,9 +29,10 @@ mkdir -p /run/netns
 mkdir -m 700 /tmp/out
 ip link set lo up
 cd /tmp/job
-python3 -m tests.kernels.guest /tmp/out >/tmp/out/said.txt 2>&1
+touch /tmp/out/said.txt
+tail -f /tmp/out/said.txt &
+python3 -u -m tests.kernels.guest /tmp/out >/tmp/out/said.txt 2>&1
 echo $? >/tmp/out/status
-cat /tmp/out/said.txt
 dmesg >/tmp/out/dmesg.txt
 rm -rf /tmp/out/work-*
 tar -c -C /tmp/out -f /dev/vdc .
@@ -60,7 +61,8 @@ def run(image: Image, job: Mapping[str, bytes], limit_s: float = LIMIT_S) -> dic
         for disk in (given, out):  # whole sectors
             os.truncate(disk, (disk.stat().st_size + 4095) // 4096 * 4096)
         argv = [
-            "nice", "-n", "10", "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", CPUS, "-m", MEMORY,
+            "setpriv", "--pdeathsig", "KILL", "nice", "-n", "10",
+            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", CPUS, "-m", MEMORY,
             "-nodefaults", "-no-reboot", "-display", "none", "-serial", f"file:{console}", "-device", "virtio-rng-pci",
             "-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append",
             "console=ttyS0 root=/dev/vda rw init=/sbin/matrix panic=-1 mitigations=off quiet",
