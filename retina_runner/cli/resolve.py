@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import resource
 import secrets
 import socket
 import threading
@@ -26,6 +27,10 @@ from retina_runner.fleet import DEFAULT_FORKS
 from retina_runner.runbook import Capture, KubernetesNodes, LocalNodes, Runbook, load_runbook
 
 Places = dict[str, list[planning.Place]]
+
+
+FILES, FILES_A_NODE = 200, 2
+"""Descriptors that a run may hold open: its own, and of each node one that is listened to and one that is spoken over."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,19 @@ def resolve(chosen: argparse.Namespace) -> Resolved:
     work = chosen.work_dir or default_work_directory()
     return Resolved(
         runbook, plans, run, token, agent, work, reach, chosen.forks or DEFAULT_FORKS, pods.jobs,
-        pods.as_record(), pods.notes, Choices(pods, whole, lambda found: _narrowed(found, hosts, chosen)),
+        pods.as_record(), (*pods.notes, *open_files(len(reach))), Choices(pods, whole, lambda found: _narrowed(found, hosts, chosen)),
     )  # fmt: skip
+
+
+def open_files(nodes: int) -> tuple[str, ...]:
+    """Have this process may hold the connections of so many nodes open; what there is to say when it may not."""
+    needed = FILES + FILES_A_NODE * nodes
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        return (f"{nodes} nodes may take {needed} open files, and the limit is {hard}: ulimit -Hn, or --shard",)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return ()
 
 
 def _narrowed(places: Places, hosts: Hosts, chosen: argparse.Namespace) -> Places:

@@ -113,9 +113,11 @@ def _lines(argv: list[str], give_up: threading.Event) -> Iterator[bytes]:
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True) as process:
         assert process.stdout is not None
         rest = b""
+        readable = select.poll()  # select(2) knows no descriptor beyond 1023, and thousands of nodes have more
+        readable.register(process.stdout, select.POLLIN)
         try:
             while not give_up.is_set():
-                if not select.select([process.stdout], [], [], POLL_S)[0]:
+                if not readable.poll(POLL_S * 1000):
                     continue
                 chunk = os.read(process.stdout.fileno(), 1 << 16)
                 if not chunk:

@@ -40,7 +40,7 @@ def test_kustomize_finds_what_the_runner_s_pod_asks_for() -> None:
 
 
 def test_the_plugin_s_manifest_is_what_krew_takes() -> None:
-    """Its rules, by krew's own source (internal/index/validation): version, names, digests, platforms. A cluster test installs it."""
+    """Its rules, by krew's own source (internal/index/validation): version, names, digests, platforms."""
     path = DEPLOY / "krew" / "retina-run.yaml"
     assert path.read_text() == krew.text()
     plugin: Any = parse_document(path.read_bytes(), "plugin").value
