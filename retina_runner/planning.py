@@ -202,6 +202,10 @@ def describe(plans: Sequence[NodePlan], runbook: Runbook) -> tuple[str, ...]:
         f"{runbook.name}: {runbook.summary}" if runbook.summary else runbook.name,
         f"  {format_duration(runbook.duration_s)} on {len(nodes)} node{'s' if len(nodes) != 1 else ''}: {shown}",
     ]
+    views = [f"{p.document['pod']['namespace']}/{p.document['pod']['name']}" for p in plans if p.document.get("pod")]
+    if views:
+        more = f" and {len(views) - 6} more" if len(views) > 6 else ""
+        lines.append(f"  inside {len(views)} pod{'s' if len(views) != 1 else ''}: {', '.join(views[:6])}{more}")
     if runbook.trigger:
         to = runbook.trigger
         lines.append(

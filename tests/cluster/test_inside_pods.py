@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from retina_runner.verification import verify_archive
 from tests.cluster.api import Api
 from tests.cluster.cluster import Cluster
-from tests.cluster.runs import Runs
+from tests.cluster.runs import LABEL, Runs
 from tests.cluster.shop import Shop
 from tests.cluster.test_captures import UDP4, UDP6, numbers, reasons
 from tests.lab import RECEIVER, Archive
@@ -165,6 +166,32 @@ def test_a_pod_that_goes_away_ends_its_own_window_and_nothing_holds_its_namespac
     assert archives[gone].manifest["window"]["stopped_early"] == f"pod {shop.namespace}/{gone} has gone"
     assert archives[shop.pods["client"]].manifest["verdict"] == "complete"
     assert archives[shop.pods["client"]].manifest["window"]["stopped_early"] is None
+
+
+def test_printed_jobs_look_inside_without_a_runner(runs: Runs, shop: Shop, tmp_path: Path) -> None:
+    path = tmp_path / "alone.yaml"
+    path.write_text(runbook(shop, "app=server", "2s", "[{tcpdump: {interfaces: [eth0]}}, network-state]"))
+    printed = runs.command("plan", "--manifests", str(path))
+    assert printed.returncode == 0, printed.stderr
+    shop.api.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=printed.stdout)
+    shop.api.kubectl("apply", "-f", "-", stdin=printed.stdout)
+    job = ("-n", shop.namespace, "-l", LABEL)
+
+    def said() -> str:
+        return shop.api.kubectl("logs", *job)
+
+    shop.api.eventually(lambda: '"archive"' in said() or '"failed"' in said(), "the Job has its archive")
+    told = json.loads(said().splitlines()[0])
+    assert told["event"] == "archive", told
+    (pod,) = shop.api.get("pods", *job)["items"]
+    here = tmp_path / Path(told["path"]).name
+    shop.api.kubectl("cp", f"{shop.namespace}/{pod['metadata']['name']}:{told['path']}", str(here))
+    assert verify_archive(here).problems == ()
+    manifest = Archive(here).manifest
+    assert manifest["pod"]["uid"] == uid_of(shop, shop.pods["server"])
+    assert manifest["verdict"] == "complete"
+    shop.api.kubectl("delete", "job,configmap", *job)
+    shop.api.eventually(lambda: not shop.api.get("pods", *job)["items"], "its pod is gone", 300)
 
 
 def test_pod_security_refuses_and_says_what(runs: Runs, shop: Shop) -> None:

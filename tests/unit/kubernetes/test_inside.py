@@ -147,6 +147,7 @@ def test_a_plan_is_the_pods_and_has_its_name() -> None:
     runbook = read("[tcpdump, network-state, {ebpf: {plugins: [dns]}}, {network-state: {exclude: [nstat]}}]")
     first, second = planning.build(runbook, {"": places}, "in-20261123031658UTC", agent_bundle())
     assert (first.id, second.id) == ("node-a/shop/web-1", "node-a/shop/web-2")
+    assert "  inside 2 pods: shop/web-1, shop/web-2" in planning.describe([first, second], runbook)
     assert first.document["prefix"] == "in-shop_web-1"
     assert first.document["pod"] == known
     assert violations("plan", first.document) == []
