@@ -67,7 +67,9 @@ class Monotone:
         by_metric: dict[str, list[Sample]] = {}
         for sample in samples:
             by_metric.setdefault(sample.metric, []).append(sample)
-        for metric, members in by_metric.items():
+        # After a reopening a source has nothing yet: what was shown stays shown, as sums over label sets may not fall either.
+        silent = [metric for metric, kept in self._kept.items() if kept.base and metric not in by_metric]
+        for metric, members in [*by_metric.items(), *((metric, []) for metric in silent)]:
             kind = text.family_of(metric, self._families).kind
             counting = kind in (COUNTER, HISTOGRAM)
             kept = self._kept.setdefault(metric, _Kept())
@@ -97,6 +99,8 @@ class Monotone:
                     value = sample.value + kept.base[sample.labels]
                 kept.last[sample.labels] = value
             found.append(Sample(metric, sample.labels, value))
+        present = {sample.labels for sample in members}
+        found += [Sample(metric, labels, kept.last[labels]) for labels in kept.base if labels not in present]
         if beyond or kept.spilled:
             if counting:
                 for labels, value in beyond.items():
@@ -104,7 +108,7 @@ class Monotone:
                     kept.spilled += value - earlier if value >= earlier else value
             else:
                 kept.spilled = sum(beyond.values())
-            names = [name for name, _ in members[0].labels]
+            names = [name for name, _ in next(iter(kept.admitted))]
             found.append(Sample(metric, tuple((name, OVERFLOW) for name in names), kept.spilled))
         kept.beyond = beyond
         return found

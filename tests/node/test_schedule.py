@@ -63,6 +63,13 @@ def test_a_day_has_24_hours_in_utc_and_the_clock_change_is_the_zones_own() -> No
     zone = elapses(cron.on_calendar("Europe/Berlin"), base, 3)
     assert zone[0] == datetime.datetime(2026, 3, 28, 1, 30)
     assert datetime.datetime(2026, 3, 30, 0, 30) in zone
+    # 2026-10-25 has 02:30 twice in Berlin, in UTC once.
+    base = datetime.datetime(2026, 10, 24, 0, 0)
+    assert [(t.day, t.hour) for t in elapses(cron.on_calendar("UTC"), base, 3)] == [(24, 2), (25, 2), (26, 2)]
+    zone = elapses(cron.on_calendar("Europe/Berlin"), base, 3)
+    assert zone[0] == datetime.datetime(2026, 10, 24, 0, 30)
+    assert zone[1] in (datetime.datetime(2026, 10, 25, 0, 30), datetime.datetime(2026, 10, 25, 1, 30))
+    assert datetime.datetime(2026, 10, 26, 1, 30) in zone
 
 
 def retina_run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def exporter(tmp_path: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def exporter(
+    tmp_path: Path, *words: str, port: int = 0, killed: bool = False
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """With `killed` it ends by SIGKILL, else as a service is stopped."""
     path = tmp_path / "live.yaml"
     path.write_text(RUNBOOK)
     process = subprocess.Popen(
-        [*RETINA_RUN, "exporter", str(path), "--listen", "127.0.0.1:0", *words],
+        [*RETINA_RUN, "exporter", str(path), "--listen", f"127.0.0.1:{port}", *words],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     try:
@@ -82,8 +85,37 @@ def exporter(tmp_path: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str
                 break
         yield process, f"http://127.0.0.1:{line.split()[-1]}"
     finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        process.send_signal(signal.SIGKILL if killed else signal.SIGTERM)
+        assert process.wait(30) == (-signal.SIGKILL if killed else 0)
+
+
+@contextmanager
+def server(tmp_path: Path, target: str) -> Iterator[Callable[[str], list[dict[str, Any]]]]:
+    """A Prometheus that scrapes the target every second; ask it by PromQL."""
+    port = free_port()
+    (tmp_path / "prometheus.yml").write_text(json.dumps({
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+        "scrape_configs": [{"job_name": "retina", "static_configs": [{"targets": [target]}]}],
+    }))  # fmt: skip
+    process = subprocess.Popen(
+        [program("prometheus"), f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
+         f"--web.listen-address=127.0.0.1:{port}", "--web.external-url=http://localhost/"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    def asked(query: str) -> list[dict[str, Any]]:
+        try:
+            _, _, text = get(f"http://127.0.0.1:{port}/api/v1/query?query={urllib.parse.quote(query)}")
+            found: list[dict[str, Any]] = json.loads(text)["data"]["result"]
+            return found
+        except (OSError, ValueError, KeyError):
+            return []
+
+    try:
+        yield asked
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def value(text: str, start: str) -> float:
@@ -104,37 +136,34 @@ def test_what_is_served_is_right_in_both_formats(tmp_path: Path) -> None:
         assert get(f"{url}/nothing")[0] == 404
 
 
+def number(answer: list[dict[str, Any]]) -> float:
+    """Of the one series of an answer; 0 without one."""
+    return float(answer[0]["value"][1]) if answer else 0.0
+
+
+READS = "retinarun_exporter_reads_total"
+
+
 def test_a_real_server_scrapes_it_and_no_counter_falls(tmp_path: Path) -> None:
-    with exporter(tmp_path) as (_, url):
-        port = free_port()
-        (tmp_path / "prometheus.yml").write_text(json.dumps({
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
-            "scrape_configs": [{"job_name": "retina", "static_configs": [{"targets": [url.removeprefix("http://")]}]}],
-        }))  # fmt: skip
-        server = subprocess.Popen(
-            [program("prometheus"), f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
-             f"--web.listen-address=127.0.0.1:{port}", "--web.external-url=http://localhost/"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+    with exporter(tmp_path) as (_, url), server(tmp_path, url.removeprefix("http://")) as asked:
+        eventually(lambda: number(asked(f"count_over_time({READS}[5m])")) >= 5, "five scrapes", 120)
+        assert asked("up")[0]["value"][1] == "1"
+        falls = 'resets({__name__=~"networkobservability_.*(count|bytes|stats)"}[5m]) > 0'
+        assert [r for r in asked(falls) if "ACTIVE" not in json.dumps(r)] == []
+        assert asked("networkobservability_forward_count")
 
-        def asked(query: str) -> list[dict[str, Any]]:
-            try:
-                _, _, text = get(f"http://127.0.0.1:{port}/api/v1/query?query={urllib.parse.quote(query)}")
-                found: list[dict[str, Any]] = json.loads(text)["data"]["result"]
-                return found
-            except (OSError, ValueError, KeyError):
-                return []
 
-        try:
-            reads = "count_over_time(retinarun_exporter_reads_total[5m])"
-            eventually(lambda: asked(reads) and float(asked(reads)[0]["value"][1]) >= 5, "five scrapes", 120)
-            assert asked("up")[0]["value"][1] == "1"
-            falls = 'resets({__name__=~"networkobservability_.*(count|bytes|stats)"}[5m]) > 0'
-            assert [r for r in asked(falls) if "ACTIVE" not in json.dumps(r)] == []
-            assert asked("networkobservability_forward_count")
-        finally:
-            server.terminate()
-            server.wait(30)
+def test_an_exporter_that_was_killed_begins_anew_and_rates_know_it(tmp_path: Path) -> None:
+    port = free_port()
+    with server(tmp_path, f"127.0.0.1:{port}") as asked:
+        with exporter(tmp_path, port=port, killed=True):
+            eventually(lambda: number(asked(READS)) >= 5, "five scrapes", 120)
+        with exporter(tmp_path, port=port):
+            eventually(lambda: 0 < number(asked(READS)) < 5, "counters begin anew", 120)
+            eventually(lambda: number(asked(f"resets({READS}[5m])")) == 1, "the reset is seen", 120)
+            assert number(asked(f"increase({READS}[5m])")) > 0
+            assert number(asked(f"rate({READS}[5m])")) > 0
+            assert asked('rate({__name__=~"networkobservability_.*count"}[5m]) < 0') == []
 
 
 @pytest.mark.timeout(600)
