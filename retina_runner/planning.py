@@ -9,8 +9,8 @@ from typing import Any
 
 from retina_runner import filters, naming
 from retina_runner.agent import PLAN_FORMAT, process
-from retina_runner.agent.collectors import tcpdump
 from retina_runner.agent.metrics import plugins
+from retina_runner.agent.packets import command
 from retina_runner.agent.state_items import NODE_WIDE
 from retina_runner.bundle import AgentBundle
 from retina_runner.errors import DocumentError, Problem
@@ -244,8 +244,8 @@ def detail(plan: NodePlan) -> dict[str, Any]:
         options = entry["options"]
         if entry["name"] == "tcpdump":
             for interface in options["interfaces"]:
-                commands.append(tcpdump.argv(options, interface, f"raw/{entry['id']}/tap.pcap"))
-            worst_bytes += tcpdump.worst_case_bytes(options, len(options["interfaces"]))
+                commands.append(command.argv(options, interface, f"raw/{entry['id']}/tap.pcap"))
+            worst_bytes += command.worst_case_bytes(options, len(options["interfaces"]))
             needs |= {"net_raw", "net_admin"}
         elif entry["name"] == "command":
             commands.append(list(options["argv"]))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from retina_runner.agent.collectors import tcpdump
-from retina_runner.agent.collectors.tcpdump import RING_STEP_BYTES
+from retina_runner.agent.packets.command import RING_STEP_BYTES, worst_case_bytes
 from retina_runner.errors import Problem
 from retina_runner.units import format_size
 
@@ -33,7 +32,7 @@ def most_bytes(options: Mapping[str, Any], trigger: Trigger | None) -> int:
     a window; a plain one becomes an archive only afterwards, file by file. A pattern of names counts as one interface.
     """
     if trigger is not None:
-        return tcpdump.worst_case_bytes({**options, **ring_of(options, trigger)}, len(options["interfaces"]))
+        return worst_case_bytes({**options, **ring_of(options, trigger)}, len(options["interfaces"]))
     ring = options.get("ring")
     return (ring["files"] + 1) * int(ring["file_size"]) * len(options["interfaces"]) if ring else 0
 

@@ -589,7 +589,7 @@ def test_parse_address_is_the_network_itself() -> None:
 
 def test_the_filter_runs_as_it_was_generated(samples: dict[int, Sample]) -> None:
     """libpcap's optimiser makes another filter of this one; where a newer libpcap doesn't, the first assertion holds alone."""
-    from retina_runner.agent.collectors import tcpdump
+    from retina_runner.agent.packets import command
 
     options = {
         "snaplen": 96,
@@ -597,7 +597,7 @@ def test_the_filter_runs_as_it_was_generated(samples: dict[int, Sample]) -> None
         "promiscuous": True,
         "expression": "(net fd00::/63) and (dst net fd00::/63)",
     }
-    assert "-O" in tcpdump.argv(options, "eth0", "t.pcap")
+    assert "-O" in command.argv(options, "eth0", "t.pcap")
     network = reference.Net(6, int(ipaddress.IPv6Address("fd00::")), 63)
     wanted = samples[1].expected(lambda p: reference.matches(p, [network], [], [], [], [network], ""))
     assert len(wanted) > 10
