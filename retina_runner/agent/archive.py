@@ -96,6 +96,11 @@ class Member:
         """Where in its file it begins."""
         return int(self._at)
 
+    @property
+    def unwritten_bytes(self) -> int:
+        """What waits in memory for room on the disk."""
+        return len(self._unwritten)
+
     def _header(self, size_bytes: int) -> bytes:
         return _tar_header(f"{self._writer.top}/{self.path}", size_bytes, self._writer.mtime)
 

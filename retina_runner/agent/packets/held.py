@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Deque, Dict, List, Tuple
 
 from retina_runner.agent import pcap
-from retina_runner.agent.context import COMPLETE, LOSSY, PARTIAL, UNKNOWN, Context, Verdict
+from retina_runner.agent.context import COMPLETE, HELD_BYTES, LOSSY, PARTIAL, UNKNOWN, Context, Verdict
 from retina_runner.agent.packets.ring import Ring
 from retina_runner.agent.packets.tap import (
     CHUNK_BYTES,
@@ -19,6 +19,7 @@ from retina_runner.agent.packets.tap import (
     size_of,
     why_ended,
 )
+from retina_runner.agent.passing import is_full
 from retina_runner.agent.pcap import Cutter
 
 COUNTS_LIMIT_S = 3.0
@@ -56,9 +57,9 @@ class HeldRing(Ring):
                     cutters.append(Cutter(context.intervals_ns()))
                     header = _copy_cut(path, cutters[-1], member, header)
                 if not header:
-                    member.write(pcap.header(snaplen=self._options["snaplen"]))
+                    _put(member, pcap.header(snaplen=self._options["snaplen"]), 0)
             finally:
-                member.close()
+                _close(member)
         kept = sum(c.packets_kept for c in cutters)
         context.note_packets(name, kept)
         verdict = context.verdict(Verdict(name, COMPLETE, [], {"in_window": kept}))
@@ -162,9 +163,29 @@ def _copy_cut(path: Path, cutter: Cutter, member: Any, header: bytes) -> bytes:
             chunk = file.read(CHUNK_BYTES)
             if not chunk:
                 return header
-            fresh = not cutter.bytes_kept
-            for piece in cutter.feed(chunk):
-                if not fresh or not header:
-                    member.write(piece)
-                if fresh:
-                    header, fresh = piece, False
+            fresh, before = not cutter.bytes_kept, cutter.packets_kept
+            pieces = cutter.feed(chunk)
+            if fresh and pieces:
+                if not header:
+                    _put(member, pieces[0], member.count)
+                header = pieces.pop(0)
+            if pieces:
+                _put(member, b"".join(pieces), member.count + cutter.packets_kept - before)
+
+
+def _close(member: Any) -> None:
+    try:
+        member.close()
+    except OSError as error:
+        if not is_full(error):
+            raise  # else it is tried again when room has been made
+
+
+def _put(member: Any, data: bytes, count: int) -> None:
+    """Whole packets, `count` with those before. The ring goes on, so nothing of it makes room: what a full disk has none
+    for waits in memory, as far as that is bounded."""
+    try:
+        member.write(data, count=count)
+    except OSError as error:
+        if not is_full(error) or member.unwritten_bytes > HELD_BYTES:
+            raise
