@@ -9,25 +9,25 @@ from __future__ import annotations
 import json
 import os
 import resource
-import select
 import shutil
-import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
-from retina_runner.agent import bounds, collectors, conditions, counters, facts, manifest, symptoms
+from retina_runner.agent import bounds, collectors, conditions, counters, facts, manifest
 from retina_runner.agent.archive import ArchiveInfo, ArchiveWriter
 from retina_runner.agent.clock import NodeClock
 from retina_runner.agent.context import COMPLETE, PARTIAL, Context, Gap, Record, Short, Verdict, Window, utc, worst
 from retina_runner.agent.counters import Snapshot
 from retina_runner.agent.framing import Framing, GzipFraming, framing_of
+from retina_runner.agent.looks import Looks
 from retina_runner.agent.packing import Packing
 from retina_runner.agent.plan import Entry, Plan
 from retina_runner.agent.pod import Inside, Pod
 from retina_runner.agent.process import MissingTool
 from retina_runner.agent.recorder import Freeze, Recorder, Rings, Terms, stamp_of
+from retina_runner.agent.stopping import Abandoned, Failed, Skipped, Stop
 from retina_runner.agent.workspace import Journal, Workspace
 
 RELEASE_POLL_S = 0.05
@@ -50,64 +50,6 @@ def begin_lead_s(rehearsal_s: float) -> float:
 def told_with(release: Mapping[str, Any]) -> List[str]:
     """What a release says besides T0, for the manifest's warnings."""
     return [str(why) for why in (*release.get("warnings", ()), release.get("stale")) if why]
-
-
-class Abandoned(Exception):
-    """Ended before anything was collected, on request or for want of a T0."""
-
-
-class Skipped(Exception):
-    """The plan's condition isn't met here: there is nothing to collect."""
-
-
-class Failed(Exception):
-    """Nothing can be collected. `why` and the next step, `hint`, for the `end` event."""
-
-    def __init__(self, why: str, hint: str = ""):
-        super().__init__(why)
-        self.hint = hint
-
-
-class Stop:
-    """A request to end early, from a signal or from another thread. The first reason stays."""
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-        self._reason: Optional[str] = None
-
-    def request(self, reason: str) -> None:
-        """Safe in a signal handler: it takes no lock."""
-        if self._reason is None:
-            self._reason = reason
-            try:
-                os.write(self._write, b"!")
-            except BlockingIOError:
-                pass
-
-    @property
-    def reason(self) -> Optional[str]:
-        return self._reason
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep until then or until a request; whether there is one."""
-        until = time.monotonic() + seconds
-        while self._reason is None and (left := until - time.monotonic()) > 0:
-            if select.select([self._read], [], [], left)[0] and self._reason is None:
-                # A signal whose handler has yet to run, in the main thread: which must wake, so no other takes its byte.
-                if threading.current_thread() is threading.main_thread():
-                    os.read(self._read, 1)
-                time.sleep(0.001)
-        return self._reason is not None
-
-    def on_signals(self) -> None:
-        """Main thread only. A hang-up is ignored: the agent outlives the connection that started it."""
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda n, frame: self.request("stopped by request"))
-        # The kernel may give the signal to any thread (while the main one begins another, it takes none): Python notes it
-        # there, and nothing would wake the main thread, which alone runs handlers, out of `wait`.
-        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
 
 
 class Session:
@@ -134,8 +76,7 @@ class Session:
         self._host: Dict[str, Any] = {**facts.system(), "tools": {}}
         self._asking: Optional[threading.Thread] = None
         self._times: Dict[str, str] = {}
-        self._expected = [conditions.parse(text, afterwards=True) for text in plan.document.get("expect") or ()]
-        self._looks: List[Tuple[Snapshot, Dict[str, int], float]] = []
+        self._looks = Looks(plan, workspace, journal.emit, lambda: [c for _, _, c in self._active])
         self._done = ""
 
     def run(self) -> str:
@@ -229,88 +170,14 @@ class Session:
         wanted = self.plan.document.get("when")
         if not wanted:
             return
-        condition = conditions.parse(wanted["condition"])
-        scouts = self._scouts(condition)
-        try:
-            before, rules, begun = (
-                self._counters([condition], scouts),
-                symptoms.rule_packets([condition]),
-                time.monotonic(),
-            )
+
+        def wait() -> None:
             self.stop.wait(wanted["over_s"])
             self._check_abandoned()
-            measured = conditions.Measured(before, self._counters([condition], scouts), time.monotonic() - begun,
-                                           (rules, symptoms.rule_packets([condition])))  # fmt: skip
-        finally:
-            for scout in scouts:
-                scout.abandon()
-        try:
-            met, numbers = conditions.holds(condition, measured)
-        except conditions.Unknown as unknown:
-            raise Failed(f"when: {unknown}", unknown.hint) from None
+
+        met, numbers = self._looks.symptom(conditions.parse(wanted["condition"]), wait)
         if not met:
-            raise Skipped(f"condition not met: {_told(numbers)}")
-
-    def _scouts(self, condition: conditions.Condition) -> List[collectors.Collector]:
-        """The plan's metric plugins, if the condition asks for metrics: attached for the two looks alone."""
-        scouts: List[collectors.Collector] = []
-        for entry in self.plan.entries if condition.metrics else ():
-            if entry.name != "ebpf":
-                continue
-            raw = self.workspace.raw / f"when-{entry.id}"
-            raw.mkdir(mode=0o700)
-            scout = collectors.load(entry.name, Context(entry.id, entry.options, raw, raw, Record(), self.journal.emit))
-            scouts.append(scout)
-            try:
-                scout.prepare()
-                scout.begin()
-            except Exception as error:
-                for one in scouts:
-                    one.abandon()
-                raise Failed(f"when: {error}", getattr(error, "hint", "")) from error
-        return scouts
-
-    def _counters(
-        self, wanted: Sequence[conditions.Condition], of: Optional[Sequence[collectors.Collector]] = None
-    ) -> Snapshot:
-        """What the conditions may ask: the kernel's own counters, and metric plugins' where one of them does."""
-        found = symptoms.counters()
-        if any(condition.metrics for condition in wanted):
-            for collector in [c for _, _, c in self._active] if of is None else of:
-                try:
-                    found.update(collector.counters())
-                except OSError as error:
-                    self.journal.emit("warning", why=f"its metrics can't be read: {error}")
-        return found
-
-    def _look(self) -> None:
-        """One more look at the node, for the plan's `expect`. Metrics count from T0 by themselves: the first has none."""
-        if self._expected:
-            counters_now = self._counters(self._expected if self._looks else ())
-            self._looks.append((counters_now, symptoms.rule_packets(self._expected), time.monotonic()))
-
-    def _judge_expectations(self) -> None:
-        """What was expected of the window, each told as it came out; what can't be known isn't as expected."""
-        if len(self._looks) < 2:
-            return
-        (before, rules, begun), (after, rules_after, over) = self._looks[0], self._looks[-1]
-        measured = conditions.Measured(
-            before, after, max(over - begun, 0.001), (rules, rules_after),
-            {
-                "packets": sum(self.record.packets.values()),
-                "dropped": sum(n for v in self.record.verdicts for k, n in v.counts.items() if k.startswith("dropped_by_")),
-                "lossless": int(worst([v.verdict for v in self.record.verdicts]) == COMPLETE),
-            },
-        )  # fmt: skip
-        for condition in self._expected:
-            try:
-                ok, numbers = conditions.holds(condition, measured)
-                why = _told(numbers)
-            except conditions.Unknown as unknown:
-                ok, why = False, str(unknown)
-            if not ok:
-                self.record.warnings.append(f"not as expected: {condition.text}: {why}")
-            self.journal.emit("expectation", expression=condition.text, ok=ok, why=why)
+            raise Skipped(f"condition not met: {numbers}")
 
     def _set_ballast(self) -> None:
         ballast = self.workspace.raw / "ballast"
@@ -430,7 +297,7 @@ class Session:
         # it woke is how exactly the nodes of a run start together.
         opened_s = max(0.0, time.monotonic() - self._t0_monotonic)
         self._late_s = max(0.0, armed - self._t0_monotonic)
-        self._look()
+        self._looks.look()
         self._phase("capturing")
         self.journal.emit("window", t0=utc(self._window.t0), late_s=round(self._late_s, 6), opened_s=round(opened_s, 6))
         watch = bounds.Watch(
@@ -463,7 +330,7 @@ class Session:
         terms = Terms.of(self.plan.document["trigger"])
         recorder = Recorder(
             terms, self.plan.node, self.workspace.orders, self.journal.emit,
-            Rings(protect, self._record, lambda: self._counters([terms.condition]), self._offset),
+            Rings(protect, self._record, lambda: self._looks.counters([terms.condition]), self._offset),
         )  # fmt: skip
         recorder.run(self._t0_monotonic + self.plan.duration_s, self.stop.wait, lambda: self.stop.reason)
         self._done = recorder.done
@@ -567,7 +434,7 @@ class Session:
         self._phase("collecting")
         if (self.workspace.directory / "discard").exists():
             raise Abandoned(str(self.stop.reason))
-        self._look()
+        self._looks.look()
         for entry, _, collector in self._active:
             self._hook(entry, collector, collector.end, drop=False)
         # Whoever must still listen for a while is finished last, so that the others' snapshots fill the time.
@@ -582,7 +449,7 @@ class Session:
         if self._asking is not None:
             self._asking.join()
         self._judge_window()
-        self._judge_expectations()
+        self._looks.judge(self.record)
         self._give_back_ballast()
         packing = Packing(self._writer, self._note_short)
         packing.settle()
@@ -692,7 +559,3 @@ def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) if type(error) is RuntimeError else f"{type(error).__name__}: {error}"
-
-
-def _told(numbers: Dict[str, Any]) -> str:
-    return ", ".join(f"{call} = {number:g}" for call, number in numbers.items())

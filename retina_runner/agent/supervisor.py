@@ -22,7 +22,8 @@ from typing import Dict, List
 
 from retina_runner.agent.plan import Plan
 from retina_runner.agent.process import start_ticks, stat_fields
-from retina_runner.agent.session import Session, Stop
+from retina_runner.agent.session import Session
+from retina_runner.agent.stopping import Stop
 from retina_runner.agent.workspace import Journal, Workspace, read_events, write_whole
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)

@@ -12,7 +12,7 @@ from tests.lab import REPOSITORY
 
 SCRIPT = """
 import signal, threading, time
-from retina_runner.agent.session import Stop
+from retina_runner.agent.stopping import Stop
 stop = Stop()
 stop.on_signals()
 others = [threading.Thread(target=stop.wait, args=(100,), daemon=True) for _ in range(2)]
