@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import itertools
 import json
 import marshal
+import tokenize
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,7 +54,11 @@ class AgentBundle:
 
 @lru_cache
 def agent_bundle(compiled: bool = True) -> AgentBundle:
-    """Build the agent from this installation; without what it compiles to it has less than half the bytes."""
+    """Build the agent from this installation.
+
+    Without what it compiles to, and then without comments and docstrings too, it has less than half the bytes: it travels
+    in a Kubernetes object then, whose size has a limit.
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in sorted(
@@ -78,13 +84,34 @@ def _members(compiled: bool) -> Iterator[tuple[str, bytes]]:
     package = Path(__file__).resolve().parent
     for path in sorted((package / "agent").rglob("*.py")):
         name = f"retina_runner/{path.relative_to(package).as_posix()}"
-        yield name, path.read_bytes()
+        yield name, path.read_bytes() if compiled else bare(path.read_bytes())
         if compiled and not path.relative_to(package / "agent").as_posix().startswith(_SELDOM):
             yield f"{name}c", _compiled(name, path)
     bpf = data_directory("bpf")
     for path in sorted(p for p in bpf.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
         content = _description(path.read_bytes()) if path.suffix == ".json" else path.read_bytes()
         yield f"retina_runner/_data/bpf/{path.relative_to(bpf).as_posix()}", content
+
+
+def bare(source: bytes) -> bytes:
+    """Python source without comments and docstrings (of attributes, too); every line keeps its number."""
+    lines = source.decode().splitlines(keepends=True)
+    tokens = list(tokenize.generate_tokens(io.StringIO(source.decode()).readline))
+    dropped: list[tuple[tokenize.TokenInfo, str]] = []
+    begins = True  # whether a statement may begin here
+    for token, following in itertools.pairwise(tokens):
+        if token.type == tokenize.COMMENT:
+            dropped.append((token, ""))
+        elif token.type == tokenize.STRING and begins and following.type in (tokenize.NEWLINE, tokenize.COMMENT):
+            dropped.append((token, '""' + "\n" * token.string.count("\n")))
+        if token.type not in (tokenize.COMMENT, tokenize.NL):
+            begins = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING)
+    for token, instead in reversed(dropped):
+        (row, column), (end_row, end_column) = token.start, token.end
+        rest = lines[end_row - 1][end_column:]
+        text = lines[row - 1][:column] + instead + (rest if not instead.endswith("\n") else rest.lstrip(" "))
+        lines[row - 1 : end_row] = [line.rstrip() + "\n" for line in text.splitlines()]
+    return "".join(lines).encode()
 
 
 def _description(text: bytes) -> bytes:
