@@ -164,9 +164,12 @@ class Delivery:
                     return f"its manifest isn't at {place.describe()}: {why}"
         return ""
 
-    def begin_with(self, identifier: str, stored: Collection[str]) -> None:
-        """What of an archive is stored already, by `describe` of its places: an earlier runner's work."""
-        self._by_node[identifier] = {n: p.describe() for n, p in enumerate(self.places) if p.describe() in stored}
+    def begin_with(self, identifier: str, parcel: Parcel, stored: Collection[str]) -> None:
+        """Where an archive is stored already, by `describe` of its places: an earlier runner's work."""
+        there = {n: p for n, p in enumerate(self.places) if p.describe() in stored}
+        self._by_node[identifier] = {n: p.describe() for n, p in there.items()}
+        with self._lock:
+            self._parcels += [(p.target, parcel) for p in there.values() if p.target is not None]
 
     # -- from here -------------------------------------------------------------------------------------------------------
 
@@ -213,8 +216,8 @@ class Delivery:
     def conclude(self, summary: bytes) -> tuple[str, ...]:
         """Put `run.json` beside the archives of every target that has one; what didn't work, in words."""
         problems, seen = [], set()
-        for target, parcel in self._parcels:
-            if target.describe() in seen:
+        for target, parcel in sorted(self._parcels, key=lambda stored: stored[0].key_for(stored[1])):
+            if target.describe() in seen:  # one a run, also where the key template has a folder for each archive
                 continue
             seen.add(target.describe())
             try:

@@ -11,7 +11,7 @@ from retina_runner.cli.resume import open_run, refuse_running
 from retina_runner.cli.run import Recorder, view_of
 from retina_runner.delivery import of_record
 from retina_runner.errors import Exit, UploadError
-from retina_runner.uploads import NotStored
+from retina_runner.uploads import NotStored, Parcel
 from retina_runner.verification import verify_archive
 
 
@@ -23,8 +23,12 @@ def main(chosen: argparse.Namespace) -> int:
     open_nodes = []
     for node in report.nodes:
         stored = {u.target for u in node.uploads if u.state == "stored"}
-        if node.archive and set(wanted) - stored:
-            open_nodes.append((node, stored))
+        if node.archive:
+            path = directory.archives / Path(node.archive).name
+            parcel = Parcel(directory.name, node.node, path, node.sha256, node.size_bytes)
+            delivery.begin_with(node.id, parcel, stored)
+            if set(wanted) - stored:
+                open_nodes.append((node, path))
     if not open_nodes:
         print(f"{directory.path}: every archive is where it should be")
         return Exit.OK
@@ -34,14 +38,12 @@ def main(chosen: argparse.Namespace) -> int:
         raise UploadError(str(why)) from why
     recorder = Recorder(directory, view_of(chosen))
     recorder.add({"event": "resumed", "pid": os.getpid(), "ids": []})
-    for node, stored in open_nodes:
-        path = directory.archives / Path(node.archive).name
+    for node, path in open_nodes:
         told = {"id": node.id, "node": node.node, "capture": node.capture}
         checked = verify_archive(path)
         if not checked.ok:
             recorder.add({"event": "warning", **told, "why": f"{path}: {checked.problems[0]}"})
             continue
-        delivery.begin_with(node.id, stored)
         manifest = json.dumps(checked.manifest, indent=1).encode()
         for event in delivery.store(node.id, node.node, path, node.sha256, manifest):
             recorder.add({**event, **told})

@@ -27,19 +27,21 @@ from tests.fleet.fleet import Fleet
 from tests.fleet.test_ssh import retina_run
 from tests.lab import Archive, Run, eventually, sh, within
 from tests.storage.faults import Fault, FaultyProxy
-from tests.storage.servers import AUTOSAVE_S, Azurite, Server, Swift
+from tests.storage.servers import AUTOSAVE_S, Azurite, Server, Swift, Tinyproxy, private_identity
 from tests.storage.stores import MIB, AzureStore, S3Store
 
 pytestmark = [pytest.mark.storage, pytest.mark.root]
 
 STORES = "10.94.100.1"
 """Where the stores are: nodes can be kept from it without being kept from the runner."""
+PROXY = "10.94.100.2"
 
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
     with Fleet(2) as made:
-        sh("ip", "-n", made.netns, "addr", "add", f"{STORES}/16", "dev", "br0")
+        for address in (STORES, PROXY):
+            sh("ip", "-n", made.netns, "addr", "add", f"{address}/16", "dev", "br0")
         for number in made.every_node():
             made.run(number, "mount", "-o", "remount,size=2g", "/var/tmp")
         with within(made.netns):
@@ -300,6 +302,70 @@ def test_auto_lets_the_runner_store_what_is_small(
     assert_stored(run, store, [1, 2], via="runner")
     assert all("is small" in u["chosen"] for u in run.all("upload"))
     gone(fleet)
+
+
+@pytest.fixture
+def off_by_an_hour(fleet: Fleet, _unharmed: None) -> Iterator[int]:
+    fleet.set_clock(2, 3600)
+    yield 2
+    fleet.set_clock(2, 0)
+
+
+def test_a_node_whose_clock_is_wrong(
+    fleet: Fleet, tmp_path: Path, store: AzureStore | S3Store, proxy: FaultyProxy, off_by_an_hour: int
+) -> None:
+    """Grants are signed, and expire, by the clocks of runner and store."""
+    run = begin(fleet, tmp_path, 1024, store, proxy.port, [1, off_by_an_hour])
+    assert run.end() == 0, (run.events[-8:], run.stderr)
+    assert_stored(run, store, [1, off_by_an_hour])
+    gone(fleet)
+
+
+def test_a_store_behind_a_proxy(fleet: Fleet, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind TLS, with nothing of it in any node's environment: the node gets proxy and authority with its grant. Another
+    node, which mustn't go to the proxy either, leaves it to the runner."""
+    private = type(server)(tmp_path / "server", STORES, private_identity(tmp_path / "identity", STORES))
+    between = Tinyproxy(tmp_path / "proxy", [private.port], PROXY)
+    try:
+        private.start()
+        between.start()
+        store = AzureStore(private) if isinstance(private, Azurite) else S3Store(private)  # type: ignore[arg-type]
+        monkeypatch.setenv(store.variable, store.environment[store.variable])
+        monkeypatch.setenv("RR_TEST_PROXY", between.url())
+        for number, where in ((1, STORES), (2, STORES), (2, PROXY)):
+            fleet.run(number, "ip", "route", "add", "unreachable", f"{where}/32")
+        folder = tmp_path / "run"
+        folder.mkdir()
+        assert private.tls is not None
+        run = begin(
+            fleet,
+            folder,
+            40 * MIB,
+            store,
+            0,
+            [1, 2],
+            via="auto",
+            proxy="env:RR_TEST_PROXY",
+            ca_file=str(private.tls.authority),
+        )
+        assert run.end() == 0, (run.events[-8:], run.stderr)
+        assert {e["node"]: e["via"] for e in run.all("upload")} == {"n1": "node", "n2": "runner"}
+        (chosen,) = (e["chosen"] for e in run.all("upload") if e["node"] == "n2")
+        assert f"the proxy {PROXY}:{between.port}" in chosen
+        assert between.passed(private) >= 2
+        for node in run.summary()["nodes"]:
+            content = store.content(f"{run.directory.name}/{Path(node['archive']).name}")
+            assert hashlib.sha256(content).hexdigest() == node["sha256"]
+        said = (run.stderr + json.dumps(run.events)).encode() + b"".join(
+            path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        )
+        assert between.password.encode() not in said
+        gone(fleet)
+    finally:
+        for number, where in ((1, STORES), (2, STORES), (2, PROXY)):
+            fleet.run(number, "ip", "route", "del", "unreachable", f"{where}/32", check=False)
+        between.kill()
+        private.kill()
 
 
 def beside(store: AzureStore | S3Store, run: Run) -> tuple[list[str], list[dict[str, Any]]]:

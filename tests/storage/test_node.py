@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from retina_runner.delivery import Delivery, Place
-from retina_runner.uploads import Grant, Target
+from retina_runner.uploads import Grant, Parcel, Target
 from tests.lab import eventually
 from tests.storage.faults import Fault, FaultyProxy
 from tests.storage.servers import Azurite, Swift
@@ -122,14 +122,32 @@ def test_a_grant_that_expires_on_the_way(remote: Store, proxy: FaultyProxy, tmp_
     assert proxy.count(blocks["containing"]) == 5 + 1
 
 
+def test_a_grant_that_the_store_lets_expire(remote: Store, proxy: FaultyProxy, tmp_path: Path) -> None:
+    """The first lives for so long as two blocks take here: it is the store that says so, by its own clock."""
+    node = Node(tmp_path, BLOCKS_5)
+    grants: list[Grant] = []
+    target = Counting(target_of(remote, port=proxy.port, via="node"), grants, first_life_s=20.0)
+    blocks = put_of_blocks(remote)
+    proxy.faults += [
+        Fault(**blocks, times=2, before=lambda: None),  # type: ignore[arg-type]
+        Fault(**blocks, pause_s=25.0),  # type: ignore[arg-type]
+    ]
+    assert_stored(remote, node, deliver(target, node))
+    assert len(grants) == 2
+    refused = [r for r in proxy.seen if blocks["containing"] in r and r not in proxy.answered]
+    assert len(refused) == 1
+    assert len([r for r in proxy.answered if blocks["containing"] in r]) == 5
+
+
 class Counting:
-    """A target that remembers the grants it made."""
+    """A target that remembers the grants it made; the first may be a short one."""
 
-    def __init__(self, target: Target, grants: list[Grant]):
-        self._target, self._grants = target, grants
+    def __init__(self, target: Target, grants: list[Grant], first_life_s: float | None = None):
+        self._target, self._grants, self._first_life_s = target, grants, first_life_s
 
-    def grant(self, *arguments: Any) -> Grant | None:
-        made = self._target.grant(*arguments)
+    def grant(self, parcel: Parcel, life_s: float) -> Grant | None:
+        short = self._first_life_s if not self._grants else None
+        made = self._target.grant(parcel, life_s if short is None else short)
         assert made is not None
         self._grants.append(made)
         return made

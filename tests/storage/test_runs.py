@@ -98,6 +98,8 @@ def test_one_of_two_targets_fails_and_is_finished_later(
     assert done.returncode == 0, done
     assert azure_store.content(f"{run.directory.name}/{run.archive().path.name}") == run.archive().path.read_bytes()
     assert run.summary()["exit_code"] == 0
+    for store in (azure_store, s3_store):  # what the other one has of the run is as new
+        assert json.loads(store.content(f"{run.directory.name}/run.json"))["exit_code"] == 0
     again = retina_run("upload", str(run.directory), folder=tmp_path)
     assert again.returncode == 0, again
 
