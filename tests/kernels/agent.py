@@ -15,7 +15,7 @@ from retina_runner.agent.session import begin_lead_s
 from retina_runner.agent.solo import T0_LEAD_S
 from tests.lab import eventually, processes
 
-PATIENCE_S = 900.0
+PATIENCE_S = 1800.0
 """A compile by BCC in translated code."""
 
 
