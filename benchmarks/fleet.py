@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A fleet over SSH: the same job by retina-run and by others, in one run, on the same real sshd's in namespaces.
 
-    python benchmarks/fleet.py [--quick] [--nodes 1,20,100] [--rounds 3] [--only retina-run,asyncssh] [--memory]
+    python benchmarks/fleet.py [--quick] [--nodes 1,20,100] [--rounds 3] [--only retina-run,asyncssh] [--peers DIR] [--memory]
                                (as root, with openssh-server; peers are installed by pip into a folder that goes again)
 
 The job: something of 100 kB up to every node, a window of 3 s there, 1 MB of random bytes back, everything removed. For
@@ -13,10 +13,13 @@ writes its records besides. The others run a script of a few lines with no barri
     pyinfra       its CLI with a deploy of files.put, server.shell, files.get
     ansible       ansible-playbook, pipelining, forks = nodes: copy, command, fetch, file
 
-Printed: median wall seconds beyond the window, the runner's CPU seconds (its children's too) and peak RSS (of the largest
-process), ratios to the floor, and the start skew: between the first and the last node's window, for the others by the
-nodes' own clocks, which are one here. Runner and nodes share the machine's cores: read ratios.
+Printed: median wall seconds beyond the window, the runner's CPU seconds (its children's too), those of runner and nodes
+together where there is a cgroup to count them, peak RSS (of the largest process), ratios to the floor, and the start skew:
+between the first and the last node's window, for the others by the nodes' own clocks, which are one here. For retina-run
+also within how long after T0 the windows opened, with the error that it states. Runner and nodes share the machine's cores:
+read ratios. Everybody's modules are compiled beforehand, as an installation's are.
 
+--peers DIR: an environment that has the peers, or is to have them and to stay.
 --memory: retina-run alone, 20 nodes, 200 MB each: the runner's peak RSS against that of 1 MB each.
 """
 
@@ -34,7 +37,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -110,12 +113,41 @@ PLAYBOOK = """
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one job: seconds beyond the window, CPU seconds and peak RSS (MB) of the runner, start skew in seconds."""
+    """Of one job: seconds beyond the window, CPU seconds and peak RSS (MB) of the runner, CPU seconds of everybody, start
+    skew in seconds; of retina-run what it says of that (the `skew` of its run.json)."""
 
     beyond_s: float
     cpu_s: float
     rss_mb: float
     skew_s: float
+    all_cpu_s: float | None = None
+    told: dict[str, float] | None = None
+
+
+class Counted:
+    """A cgroup around this process and all that it starts, which counts their CPU time (cgroups(7)), where one can be made."""
+
+    def __init__(self) -> None:
+        self._group: Path | None = None
+        for root, file in (("/sys/fs/cgroup/cpuacct", "cpuacct.usage"), ("/sys/fs/cgroup", "cpu.stat")):
+            group = Path(root) / f"fleet-benchmark-{os.getpid()}"
+            with contextlib.suppress(OSError):
+                group.mkdir()
+                (group / "cgroup.procs").write_text(str(os.getpid()))
+                self._group, self._file = group, group / file
+                return
+
+    def seconds(self) -> float | None:
+        if self._group is None:
+            return None
+        words = self._file.read_text().split()
+        return int(words[0]) / 1e9 if len(words) == 1 else int(words[words.index("usage_usec") + 1]) / 1e6
+
+    def close(self) -> None:
+        if self._group is not None:
+            with contextlib.suppress(OSError):
+                (self._group.parent / "cgroup.procs").write_text(str(os.getpid()))
+                self._group.rmdir()
 
 
 def measured(fleet: Fleet, argv: list[str], folder: Path, env: dict[str, str]) -> tuple[float, float, float, str]:
@@ -166,12 +198,13 @@ class Bench:
             )
             wall, cpu, rss, _ = measured(
                 self.fleet, [sys.executable, "-m", "retina_runner", "job.yaml", "-i", str(inventory), "-q"], out,
-                {"PYTHONPATH": str(REPOSITORY)},
+                {"PYTHONPATH": str(REPOSITORY), "PYTHONPYCACHEPREFIX": str(self.folder / "compiled"), "PYTHONDONTWRITEBYTECODE": ""},
             )  # fmt: skip
             (run,) = (out / "runs").glob("*/run.json")
             report = json.loads(run.read_text())
             assert len(list(run.parent.glob("archives/*.tar.gz"))) == count
-            return Cost(wall - WINDOW_S, cpu, rss, report["skew"]["spread_s"] if report["skew"] else 0.0)
+            skew = report["skew"]
+            return Cost(wall - WINDOW_S, cpu, rss, skew["spread_s"] if skew else 0.0, told=skew)
 
     def _script(self, count: int, name: str, text: str) -> Cost:
         with self.out() as out:
@@ -233,9 +266,10 @@ class Bench:
 
 
 def install(folder: Path, names: list[str]) -> list[str]:
-    """The peers that could be installed; says which couldn't."""
+    """The peers that could be installed, or are there already; says which couldn't."""
     there = []
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    if not (folder / "bin" / "pip").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     for name in names:
         done = subprocess.run(
             [str(folder / "bin" / "pip"), "install", "--quiet", PEERS[name]],
@@ -250,7 +284,7 @@ def install(folder: Path, names: list[str]) -> list[str]:
     return there
 
 
-def compare(bench: Bench, counts: list[int], tools: list[str], rounds: int) -> None:
+def compare(bench: Bench, counts: list[int], tools: list[str], rounds: int, counted: Counted) -> None:
     calls: dict[str, Callable[[int], Cost]] = {
         "retina-run": bench.retina_run, "asyncssh": bench.asyncssh, "parallel-ssh": bench.parallel_ssh,
         "pyinfra": bench.pyinfra, "ansible": bench.ansible,
@@ -260,17 +294,31 @@ def compare(bench: Bench, counts: list[int], tools: list[str], rounds: int) -> N
         for number in range(rounds):
             # In turn, and each round from another one on: whatever else the machine does meets all of them.
             for tool in [*tools[number % len(tools) :], *tools[: number % len(tools)]]:
-                found[tool].append(calls[tool](count))
+                before = counted.seconds()
+                cost = calls[tool](count)
+                after = counted.seconds()
+                found[tool].append(replace(cost, all_cpu_s=None if before is None or after is None else after - before))
         floor = statistics.median(c.beyond_s for c in found["asyncssh"]) if found.get("asyncssh") else None
         print(f"\n{count} nodes, median of {rounds}:")
-        print(f"{'':14}{'beyond window':>14}{'ratio':>8}{'CPU':>9}{'RSS':>9}{'start skew':>12}")
+        print(f"{'':14}{'beyond window':>14}{'ratio':>8}{'CPU':>9}{'all CPU':>9}{'RSS':>9}{'start skew':>12}")
         for tool in tools:
             costs = found[tool]
             beyond = statistics.median(c.beyond_s for c in costs)
             ratio = f"{beyond / floor:.2f}" if floor else "-"
             cpu, skew = statistics.median(c.cpu_s for c in costs), statistics.median(c.skew_s for c in costs) * 1000
             rss = max(c.rss_mb for c in costs)
-            print(f"{tool:14}{beyond:12.2f} s{ratio:>8}{cpu:7.2f} s{rss:6.0f} MB{skew:9.1f} ms", flush=True)
+            every = [c.all_cpu_s for c in costs if c.all_cpu_s is not None]
+            together = f"{statistics.median(every):7.2f} s" if every else f"{'-':>9}"
+            print(f"{tool:14}{beyond:12.2f} s{ratio:>8}{cpu:7.2f} s{together}{rss:6.0f} MB{skew:9.1f} ms", flush=True)
+        told = [c.told for c in found.get("retina-run", []) if c.told]
+        if told:
+            p50, p99, error = (
+                1000 * statistics.median(t[k] for t in told) for k in ("p50_s", "p99_s", "after_error_s")
+            )
+            print(
+                f"retina-run's windows opened after T0: p50 {p50:.1f} ms, p99 {p99:.1f} ms, each ± {error:.1f} ms",
+                flush=True,
+            )
 
 
 def main() -> None:
@@ -279,6 +327,7 @@ def main() -> None:
     parser.add_argument("--nodes", default="1,20,100")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="")
+    parser.add_argument("--peers", type=Path)
     parser.add_argument("--memory", action="store_true")
     chosen = parser.parse_args()
     counts = [2] if chosen.quick else [int(n) for n in chosen.nodes.split(",")]
@@ -289,18 +338,23 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="fleet-benchmark-"))
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    peers = chosen.peers or folder / "peers"
+    counted = Counted()
     try:
         if chosen.memory:
-            with Fleet(20) as fleet:
-                bench = Bench(fleet, folder, folder / "peers")
+            with Fleet(20, shared_disk=True) as fleet:
+                bench = Bench(fleet, folder, peers)
                 small, large = bench.retina_run(20), bench.retina_run(20, str(200 << 20))
                 print(f"20 nodes: {small.rss_mb:.0f} MB RSS for 1 MB each, {large.rss_mb:.0f} MB for 200 MB each")
             return
-        there = install(folder / "peers", names)
+        there = install(peers, names)
         with Fleet(max(counts)) as fleet:
-            compare(Bench(fleet, folder, folder / "peers"), counts, ["retina-run", *there], rounds)
+            bench = Bench(fleet, folder, peers)
+            bench.retina_run(1)  # its modules are compiled from now on, as the peers' are
+            compare(bench, counts, ["retina-run", *there], rounds, counted)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        counted.close()
 
 
 if __name__ == "__main__":

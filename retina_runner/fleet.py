@@ -26,6 +26,7 @@ from retina_runner.agent.context import utc
 from retina_runner.agent.passing import is_full
 from retina_runner.agent.session import begin_lead_s
 from retina_runner.bundle import AgentBundle
+from retina_runner.clocks import Reading, drift
 from retina_runner.delivery import Delivery
 from retina_runner.errors import ArchiveError
 from retina_runner.executors import Clock, Link, LinkLost, LinkRefused
@@ -34,7 +35,9 @@ from retina_runner.freezing import Duties, Freezes, Hands, Postponed
 from retina_runner.moving import Changes, Standing, Watch
 from retina_runner.verification import Verification, first_manifest
 
-LEAD_MARGIN_S, LEAD_MOST_S = 1.0, 60.0
+LEAD_MARGIN_S, LEAD_MOST_S = 0.1, 60.0
+T0_STEPS_S = 1000
+"""T0 is a whole millisecond: whoever writes it down needs no more digits."""
 AGAIN = "run the runbook again"
 RECONNECT_FIRST_S, RECONNECT_MOST_S = 1.0, 20.0
 FIRST_TRIES = 4
@@ -159,7 +162,7 @@ class Fleet:
         self._verify, self._delivery, self._keep_bytecode = verify, delivery, keep_bytecode
         self._slots = threading.BoundedSemaphore(terms.forks)
         self._throttle = Throttle(terms.fetch_bytes_s)
-        self._queue: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._checked = _Barrier({t.id for t in targets})
         self._ready = _Barrier({t.id for t in targets})
         self._go = threading.Event()
@@ -183,9 +186,18 @@ class Fleet:
             self._begin(target)
         if self._adopt is None:
             threading.Thread(target=self._pace, name="pacemaker", daemon=True).start()
-        while any(w.is_alive() for w in self._workers):
-            yield from self._pending(0.2)
-        yield from self._pending(0.0)
+        ended = 0
+        while ended < len(self._workers):
+            # Without a limit: a signal's handler runs here all the same, and puts what it has to say into the queue.
+            event = self._queue.get()
+            if event is None:
+                ended += 1  # a node's thread has said its last word
+            else:
+                yield event
+        while not self._queue.empty():
+            event = self._queue.get_nowait()
+            if event is not None:
+                yield event
 
     def _begin(self, target: Target) -> None:
         worker = threading.Thread(target=self._guard, args=(target,), name=target.id, daemon=True)
@@ -207,14 +219,6 @@ class Fleet:
         with self._lock:
             return tuple(f"{t.id}: {self._unclean[t.id]}" for t in self._targets if t.id in self._unclean)
 
-    def _pending(self, timeout_s: float) -> Iterator[dict[str, Any]]:
-        try:
-            yield self._queue.get(timeout=timeout_s) if timeout_s else self._queue.get_nowait()
-            while True:
-                yield self._queue.get_nowait()
-        except queue.Empty:
-            return
-
     def _say(self, event: str, at: Target | None = None, /, **fields: Any) -> None:
         who = {"id": at.id, "node": at.node, "capture": at.capture} if at else {}
         self._queue.put({"time": utc(), "event": event, **who, **fields})
@@ -234,8 +238,8 @@ class Fleet:
         self._note_moves(self._follow_pods(self._ready, limit + MOVES_EXTRA_S))
         if not self._halted() and self._ready.arrived:
             lead_s = min(max(self._ready.arrived.values()), LEAD_MOST_S) + LEAD_MARGIN_S
-            # A whole second, so that the archives' names say T0 exactly.
-            self._t0 = float(math.ceil(time.time() + lead_s))
+            # As soon as it can be done: names say its second, manifests and run.json the whole of it.
+            self._t0 = math.ceil((time.time() + lead_s) * T0_STEPS_S) / T0_STEPS_S
             self._say("t0", t0=utc(self._t0), lead_s=round(self._t0 - time.time(), 3))
         self._standing.release()
 
@@ -313,7 +317,10 @@ class Fleet:
         finally:
             self._checked.drop(target.id)
             self._ready.drop(target.id)
-            target.link.close()
+            try:
+                target.link.close()
+            finally:
+                self._queue.put(None)
 
     def _kept(self, target: Target, error: OSError) -> str:
         """What to do about an archive that this machine couldn't take."""
@@ -348,8 +355,8 @@ class Fleet:
             self._remove(target, quietly=True)
             self._failed(target, worst["what"], worst["why"], worst["hint"])
             return
-        clock = link.clock()
-        self._say("node-clock", target, offset_s=round(clock.offset_s, 6), error_s=round(clock.error_s, 6))
+        reading = self._compare_clocks(target)
+        clock = reading.clock
         self._checked.arrive(target.id)
         self._go.wait()
         if self._halted():
@@ -378,6 +385,7 @@ class Fleet:
                 self._persistently(target, lambda: link.call("stop", target.directory))
         for _ in follower.until("end"):
             pass
+        self._compare_again(target, follower, reading)
         self._bring_back(target, follower)
         if self._stopped.is_set() and not self._t0:
             self._hold_back(target)
@@ -401,8 +409,8 @@ class Fleet:
         follower = _Follower(self, target)
         for event in follower.until("ready", "end"):
             if event["event"] == "ready" and not self._standing.moved(target):
-                # The release is a call like the one just made, at the same time as everybody's.
-                self._ready.arrive(target.id, begin_lead_s(event["rehearsal_s"]) + 4 * clock.error_s + 1.5 * call_s)
+                # The release is a smaller call than the one just made, at the same time as everybody's.
+                self._ready.arrive(target.id, begin_lead_s(event["rehearsal_s"]) + 4 * clock.error_s + call_s)
         return follower
 
     def _leave(self, target: Target) -> None:
@@ -448,12 +456,12 @@ class Fleet:
         self._note_unclean(target, target.directory)
         if not self._meet(target):
             return
-        clock = link.clock()
-        self._say("node-clock", target, offset_s=round(clock.offset_s, 6), error_s=round(clock.error_s, 6))
+        reading = self._compare_clocks(target)
         follower = _Follower(self, target)
         try:
             if adoption.t0 is not None:
-                self._release(target, clock, adoption.t0)  # the first T0 stands: no news to an agent that has it
+                # The first T0 stands: no news to an agent that has it.
+                self._release(target, reading.clock, adoption.t0)
             else:
                 link.call("stop", target.directory)
         except LinkRefused:
@@ -463,7 +471,26 @@ class Fleet:
             return
         for _ in follower.until("end"):
             pass
+        self._compare_again(target, follower, reading)
         self._bring_back(target, follower)
+
+    def _compare_clocks(self, target: Target) -> Reading:
+        clock = target.link.clock()
+        self._say("node-clock", target, offset_s=round(clock.offset_s, 6), error_s=round(clock.error_s, 6))
+        return Reading(clock, time.time(), time.monotonic())
+
+    def _compare_again(self, target: Target, follower: _Follower, before: Reading) -> None:
+        """After the window: did the node's clock keep step with ours? A clock that is ours too needs no question, and a node
+        that was told to end early (it is drained, say) has no time for one."""
+        if follower.archive is None or not before.clock.error_s or self._interrupted.is_set():
+            return
+        if "cut_short" in follower.archive:
+            return
+        found: list[Clock] = []
+        self._persistently(target, lambda: found.append(target.link.clock()))
+        told = drift(before, Reading(found[-1], time.time(), time.monotonic()), follower.steps_s)
+        self._say("clock-drift", target, drift_s=round(told.drift_s, 6), error_s=round(told.error_s, 6),
+                  elapsed_s=round(told.elapsed_s, 3), known_s=round(told.known_s, 6), stepped=told.stepped)  # fmt: skip
 
     def _check(self, target: Target) -> Mapping[str, str] | None:
         """Ask the node whether it can do the plan; what keeps it from it, or None."""
@@ -663,6 +690,7 @@ class _Follower:
         self.duties = fleet.duties_of(target)
         self.ended = False
         self.archive: dict[str, Any] | None = None
+        self.steps_s: list[float] = []
 
     def until(self, *names: str) -> Iterator[dict[str, Any]]:
         """Events as they come, up to and with the first of one of these names, or until the agent is gone."""
@@ -707,6 +735,8 @@ class _Follower:
         self._next += 1
         if event["event"] == "archive":
             self.archive = event
+        elif event["event"] == "clock":
+            self.steps_s.append(float(event["step_s"]))
         elif event["event"] == "end":
             self.ended = True
         fields = {k: v for k, v in event.items() if k not in ("seq", "event", "time")}

@@ -6,10 +6,12 @@ older retina-run can read a newer run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
+from retina_runner.agent.context import UNKNOWN, worst
 from retina_runner.errors import Exit
 
 RUN_FORMAT = 1
@@ -73,7 +75,8 @@ class NodeReport:
     """One plan on one node. Bytes, packets and drops are the newest that are known.
 
     `reach` is what a later runner needs to get there again (inventory.Connection as an object); None for this machine.
-    `offset_s` is the node's clock minus the runner's, wrong by `offset_error_s` at most. Once its window has `opened`:
+    `offset_s` is the node's clock minus the runner's, wrong by `offset_error_s` at most; by `drift_s` it had changed after
+    the window (`drift_error_s` is both errors together). Once its window has `opened`:
     `late_s` is how long after T0, in the node's own clock, all its collectors were armed, and `opened_s` how long after T0
     it first looked at them. `cut_short` says why its window was ended before its time, if it was.
 
@@ -100,6 +103,8 @@ class NodeReport:
     opened: bool = False
     offset_s: float | None = None
     offset_error_s: float | None = None
+    drift_s: float | None = None
+    drift_error_s: float | None = None
     verdict: str = ""
     reasons: tuple[str, ...] = ()
     archive: str = ""
@@ -134,11 +139,15 @@ class NodeReport:
 @dataclass(frozen=True)
 class Skew:
     """Seconds between the first and the last window of `nodes` to open, and the most by which that can be wrong: any
-    two clocks are known to the sum of their errors."""
+    two clocks are known to the sum of their errors. `p50_s` and `p99_s`: within how long after T0 half of them and 99 of
+    a hundred had opened (the nearest rank), wrong by the largest error, `after_error_s`."""
 
     nodes: int
     spread_s: float
     error_s: float
+    p50_s: float
+    p99_s: float
+    after_error_s: float
 
 
 @dataclass(frozen=True)
@@ -174,9 +183,10 @@ class RunReport:
         opened = [n for n in self.nodes if n.opened and n.offset_error_s is not None]
         if len(opened) < 2:
             return None
-        late = [n.opened_s for n in opened]
+        late = sorted(n.opened_s for n in opened)
         errors = sorted((n.offset_error_s or 0.0 for n in opened), reverse=True)
-        return Skew(len(opened), max(late) - min(late), errors[0] + errors[1])
+        p50_s, p99_s = (late[math.ceil(share * len(late)) - 1] for share in (0.5, 0.99))
+        return Skew(len(opened), late[-1] - late[0], errors[0] + errors[1], p50_s, p99_s, errors[0])
 
 
 @dataclass
@@ -274,6 +284,8 @@ def _on_node(node: NodeReport, kind: str, event: Mapping[str, Any]) -> NodeRepor
             return replace(node, late_s=late_s, opened_s=event.get("opened_s", late_s), opened=True)
         case "node-clock":
             return replace(node, offset_s=event["offset_s"], offset_error_s=event["error_s"])
+        case "clock-drift":
+            return _on_drift(node, event)
         case "progress":
             return replace(
                 node, elapsed_s=event["elapsed_s"], total_s=event["total_s"], bytes=event["bytes"], packets=event["packets"],
@@ -339,6 +351,15 @@ def _on_collector(node: NodeReport, event: Mapping[str, Any]) -> NodeReport:
     return replace(node, collectors=(*others[:position], status, *others[position:]))
 
 
+def _on_drift(node: NodeReport, event: Mapping[str, Any]) -> NodeReport:
+    node = replace(node, drift_s=event["drift_s"], drift_error_s=event["error_s"])
+    if not event["stepped"]:
+        return node
+    unknown_s = event["drift_s"] - event["known_s"]
+    why = f"its clock was moved by {unknown_s:+.3f} s in the window, unseen by the node: which time stamps are wrong isn't known"
+    return replace(node, verdict=worst((node.verdict or UNKNOWN, UNKNOWN)), reasons=(*node.reasons, why))
+
+
 def _on_end(node: NodeReport, event: Mapping[str, Any]) -> NodeReport:
     if event["state"] == "collected":
         return replace(node, state="fetching")
@@ -380,8 +401,14 @@ def exit_code(report: RunReport) -> Exit:
 
 def to_json(report: RunReport) -> dict[str, Any]:
     """The content of `run.json` (schemas/run.json)."""
-    skew = asdict(report.skew) if report.skew else None
-    return {"format": RUN_FORMAT, "state": report.state, "skew": skew, **asdict(report)}
+    return {"format": RUN_FORMAT, "state": report.state, "skew": _plain(report.skew), **_plain(report)}
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as objects, all the way down. dataclasses.asdict copies everything besides, which takes a fleet's time."""
+    if is_dataclass(value):
+        return {name: _plain(content) for name, content in vars(value).items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 def from_json(document: Mapping[str, Any]) -> RunReport:

@@ -6,69 +6,101 @@ Exit status 0 when the verb did what it says, 2 for a plan or directory that won
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import select
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from types import SimpleNamespace
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
-FOLLOW_POLL_S = 0.05
 READ_BYTES = 1 << 20
-GONE = 3
-"""Exit status of `events` when no agent lives in the directory any more and none has said `end`."""
+NEEDED, REPEATED = object(), object()
+"""Defaults of options: it must be given; it may be given several times, and is a list."""
+_Options = Dict[str, Tuple[str, Callable[[str], Any], Any]]
+_NAME: _Options = {"--name": ("name", str, NEEDED)}
+VERBS: Dict[str, Tuple[str, bool, _Options]] = {
+    "check": ("can this node do the plan on stdin? Touches nothing", False,
+              {"--directory": ("directory", Path, Path("/var/tmp"))}),
+    "start": ("run the plan on stdin in DIRECTORY, detached", True, {}),
+    "release": ("tell the agent T0: a JSON object on stdin", True, {}),
+    "freeze": ("keep a window of the rings: a JSON object on stdin", True, {}),
+    "drop": ("delete the archive of a frozen window, which is somewhere else now", True, _NAME),
+    "events": ("print the events of DIRECTORY, from number --from on; wait --follow seconds for more, until `end`", True,
+               {"--from": ("first", int, 0), "--follow": ("follow", float, 0.0)}),
+    "alive": ("does an agent live in DIRECTORY?", True, {}),
+    "fetch": ("print the archive's bytes", True, {**_NAME, "--offset": ("offset", int, 0)}),
+    "upload": ("store the archive by the grant on stdin", True, {**_NAME, "--deadline": ("deadline", float, 3600.0)}),
+    "keep": ("keep the archive on this node, as the JSON object on stdin says", True, _NAME),
+    "bytecode": ("print the BPF programs that were compiled here", True, {}),
+    "stop": ("end the window now and archive what is there", True, {}),
+    "remove": ("end without an archive, and delete DIRECTORY", True, {}),
+    "reach": ("which of the places on stdin does this node get through to?", False, {}),
+    "clock": ("answer each line on stdin with this node's Unix time", False, {}),
+    "serve": ("answer requests on stdin, one a line: all verbs over one connection", False, {}),
+    "hold": ("be a pod's first process: wait --limit seconds for the first plan, and while agents work below DIRECTORY; carry "
+             "the plan in the file --plan out without a runner, and put its archive where each --shelf says (JSON)", True,
+             {"--limit": ("limit", float, NEEDED), "--plan": ("plan", Path, None), "--shelf": ("shelf", str, REPEATED)}),
+}  # fmt: skip
+"""Each verb: what it does, whether DIRECTORY follows, and its options: what they set, of which type, and the default."""
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     # On 3.9 the interpreter's own message for a newer syntax would come first; older ones still parse this file.
     if sys.version_info < (3, 9):
         return _refuse(f"Python {sys.version.split()[0]} is too old; the agent needs 3.9 or newer")
+    words = sys.argv[1:] if arguments is None else arguments
+    chosen = _understood(words) or _explained(words)
+    return int(globals()["_" + chosen.verb](chosen))
+
+
+def _understood(words: Sequence[str]) -> Optional[SimpleNamespace]:
+    """Words that are as they should be, as a runner's are; None for all others. argparse takes ten times as long."""
+    if not words or words[0] not in VERBS:
+        return None
+    _, placed, options = VERBS[words[0]]
+    found: Dict[str, Any] = {name: [] if given is REPEATED else given for name, _, given in options.values()}
+    places = []
+    rest = iter(words[1:])
+    for word in rest:
+        if word in options:
+            name, kind, given = options[word]
+            try:
+                value = kind(next(rest))
+            except (StopIteration, ValueError):
+                return None
+            if given is REPEATED:
+                found[name].append(value)
+            else:
+                found[name] = value
+        elif word.startswith("-"):
+            return None
+        else:
+            places.append(Path(word))
+    if len(places) != placed or any(value is NEEDED for value in found.values()):
+        return None
+    return SimpleNamespace(verb=words[0], **found, **({"directory": places[0]} if placed else {}))
+
+
+def _explained(words: Sequence[str]) -> Any:
+    """What argparse makes of them: help, or what is wrong with them."""
+    import argparse
+
     parser = argparse.ArgumentParser(prog="agent", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("check", help="can this node do the plan on stdin? Touches nothing")
-    for name, text in {
-        "start": "run the plan on stdin in DIRECTORY, detached",
-        "release": "tell the agent T0: a JSON object on stdin",
-        "freeze": "keep a window of the rings: a JSON object on stdin",
-        "drop": "delete the archive of a frozen window, which is somewhere else now",
-        "events": "print the events of DIRECTORY",
-        "alive": "does an agent live in DIRECTORY?",
-        "fetch": "print the archive's bytes",
-        "upload": "store the archive by the grant on stdin",
-        "keep": "keep the archive on this node, as the JSON object on stdin says",
-        "bytecode": "print the BPF programs that were compiled here",
-        "stop": "end the window now and archive what is there",
-        "remove": "end without an archive, and delete DIRECTORY",
-    }.items():
-        verb = verbs.add_parser(name, help=text)
-        verb.add_argument("directory", type=Path)
-        if name == "events":
-            verb.add_argument("--from", dest="first", type=int, default=0, help="the first seq wanted")
+    for name, (text, placed, options) in VERBS.items():
+        verb = verbs.add_parser(name, help=text, description=text)
+        if placed:
+            verb.add_argument("directory", type=Path)
+        for flag, (attribute, kind, given) in options.items():
             verb.add_argument(
-                "--follow", type=float, default=0.0, metavar="SECONDS", help="wait this long for more, until `end`"
-            )
-        if name == "fetch":
-            verb.add_argument("--offset", type=int, default=0)
-        if name == "upload":
-            verb.add_argument("--deadline", type=float, default=3600.0, metavar="SECONDS")
-        if name in ("fetch", "upload", "keep", "drop"):
-            verb.add_argument("--name", required=True)
-    check = verbs.choices["check"]
-    check.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where `start` would be told to work")
-    verbs.add_parser("reach", help="which of the places on stdin does this node get through to?")
-    verbs.add_parser("clock", help="answer each line on stdin with this node's Unix time")
-    verbs.add_parser("serve", help="answer requests on stdin, one a line: all verbs over one connection")
-    holds = verbs.add_parser("hold", help="be a pod's first process: wait while agents work below DIRECTORY")
-    holds.add_argument("directory", type=Path)
-    holds.add_argument(
-        "--limit", type=float, required=True, metavar="SECONDS", help="how long to wait for the first plan"
-    )
-    holds.add_argument("--plan", type=Path, metavar="FILE", help="a plan to carry out without a runner")
-    holds.add_argument("--shelf", action="append", default=[], metavar="JSON", help="where its archive is put")
-    chosen = parser.parse_args(arguments)
-    return int(globals()["_" + chosen.verb](chosen))
+                flag, dest=attribute, type=kind, required=given is NEEDED, metavar=attribute.upper(),
+                action="append" if given is REPEATED else "store",
+                default=[] if given is REPEATED else None if given is NEEDED else given,
+            )  # fmt: skip
+    return parser.parse_args(words)
 
 
 def _say(answer: Any) -> None:
@@ -81,7 +113,7 @@ def _refuse(why: str, hint: str = "") -> int:
     return 2
 
 
-def _check(chosen: argparse.Namespace) -> int:
+def _check(chosen: SimpleNamespace) -> int:
     from retina_runner.agent.checks import check
     from retina_runner.agent.plan import Plan, PlanError
 
@@ -93,7 +125,7 @@ def _check(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _start(chosen: argparse.Namespace) -> int:
+def _start(chosen: SimpleNamespace) -> int:
     from retina_runner.agent.plan import Plan, PlanError
     from retina_runner.agent.supervisor import launch
     from retina_runner.agent.workspace import UnsafeDirectory, Workspace
@@ -117,7 +149,7 @@ def _start(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _release(chosen: argparse.Namespace) -> int:
+def _release(chosen: SimpleNamespace) -> int:
     from retina_runner.agent.workspace import Workspace, write_whole
 
     workspace = Workspace(chosen.directory)
@@ -132,7 +164,7 @@ def _release(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _freeze(chosen: argparse.Namespace) -> int:
+def _freeze(chosen: SimpleNamespace) -> int:
     from retina_runner.agent.recorder import Freeze
     from retina_runner.agent.workspace import Workspace, write_whole
 
@@ -154,7 +186,7 @@ def _freeze(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _drop(chosen: argparse.Namespace) -> int:
+def _drop(chosen: SimpleNamespace) -> int:
     from retina_runner.agent.workspace import Workspace
 
     archive = Workspace(chosen.directory).archive / chosen.name
@@ -165,54 +197,39 @@ def _drop(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _events(chosen: argparse.Namespace) -> int:
+def _events(chosen: SimpleNamespace) -> int:
     """Prints whole lines only. After `end`, or when no agent lives here any more, there is nothing to wait for."""
+    from retina_runner.agent.following import follow
     from retina_runner.agent.workspace import Workspace
 
     workspace = Workspace(chosen.directory)
     if not workspace.plan.exists():
         return _refuse(f"no plan in {chosen.directory}")
-    deadline = time.monotonic() + chosen.follow
-    number, rest, ended = 0, b"", False
-    file = None
+
+    def write(lines: bytes) -> None:
+        sys.stdout.buffer.write(lines)
+        sys.stdout.buffer.flush()
+
+    def wait(seconds: float, descriptors: Tuple[int, ...]) -> bool:
+        select.select(descriptors, [], [], seconds)
+        return False
+
     try:
-        while True:
-            alive = workspace.alive()
-            if file is None and workspace.events.exists():
-                file = open(str(workspace.events), "rb", buffering=0)  # noqa: SIM115 - it may appear later
-            chunk = file.read(READ_BYTES) if file is not None else b""
-            lines = (rest + chunk).split(b"\n")
-            rest = lines.pop()
-            for line in lines:
-                if number >= chosen.first:
-                    sys.stdout.buffer.write(line + b"\n")
-                number += 1
-                ended = ended or b'"event":"end"' in line
-            sys.stdout.buffer.flush()
-            if chunk:
-                continue
-            if ended or time.monotonic() >= deadline:
-                break
-            if not alive:
-                return GONE
-            time.sleep(FOLLOW_POLL_S)
+        return follow(workspace, chosen.first, chosen.follow, write, wait)
     except BrokenPipeError:
         # Whoever listened is gone; the agent isn't concerned.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    finally:
-        if file is not None:
-            file.close()
     return 0
 
 
-def _alive(chosen: argparse.Namespace) -> int:
+def _alive(chosen: SimpleNamespace) -> int:
     from retina_runner.agent.workspace import Workspace
 
     _say({"ok": True, "alive": Workspace(chosen.directory).alive()})
     return 0
 
 
-def _fetch(chosen: argparse.Namespace) -> int:
+def _fetch(chosen: SimpleNamespace) -> int:
     from retina_runner.agent.workspace import Workspace
 
     folder = Workspace(chosen.directory).archive
@@ -232,14 +249,14 @@ def _fetch(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _reach(chosen: argparse.Namespace) -> int:
+def _reach(chosen: SimpleNamespace) -> int:
     from retina_runner.agent.upload import reach
 
     _say({"ok": True, "places": reach(json.loads(sys.stdin.buffer.read())["places"])})
     return 0
 
 
-def _upload(chosen: argparse.Namespace) -> int:
+def _upload(chosen: SimpleNamespace) -> int:
     from retina_runner.agent.supervisor import PR_SET_PDEATHSIG, prctl
     from retina_runner.agent.upload import GrantError, upload
     from retina_runner.agent.workspace import Workspace
@@ -259,7 +276,7 @@ def _upload(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _keep(chosen: argparse.Namespace) -> int:
+def _keep(chosen: SimpleNamespace) -> int:
     from retina_runner.agent.shelf import NotKept, keep
     from retina_runner.agent.workspace import Workspace
 
@@ -274,7 +291,7 @@ def _keep(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _bytecode(chosen: argparse.Namespace) -> int:
+def _bytecode(chosen: SimpleNamespace) -> int:
     from retina_runner.agent.ebpf.compiling import FOLDER
     from retina_runner.agent.workspace import Workspace
 
@@ -283,7 +300,7 @@ def _bytecode(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _stop(chosen: argparse.Namespace) -> int:
+def _stop(chosen: SimpleNamespace) -> int:
     from retina_runner.agent.supervisor import signal_agent
     from retina_runner.agent.workspace import Workspace
 
@@ -291,7 +308,7 @@ def _stop(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _remove(chosen: argparse.Namespace) -> int:
+def _remove(chosen: SimpleNamespace) -> int:
     from retina_runner.agent.supervisor import remove
     from retina_runner.agent.workspace import Workspace
 
@@ -300,13 +317,13 @@ def _remove(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _clock(chosen: argparse.Namespace) -> int:
+def _clock(chosen: SimpleNamespace) -> int:
     for _ in iter(sys.stdin.buffer.readline, b""):
         _say(time.time())
     return 0
 
 
-def _hold(chosen: argparse.Namespace) -> int:
+def _hold(chosen: SimpleNamespace) -> int:
     from retina_runner.agent.hold import hold
 
     if chosen.plan is None:
@@ -321,10 +338,10 @@ def _hold(chosen: argparse.Namespace) -> int:
     return hold(chosen.directory, chosen.limit, solo)
 
 
-def _serve(chosen: argparse.Namespace) -> int:
+def _serve(chosen: SimpleNamespace) -> int:
     from retina_runner.agent.serve import serve
 
-    return serve(main)
+    serve(main)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ functions below; nothing else has a meaning, so nothing else can happen. Pure: w
 from __future__ import annotations
 
 import ast
-import difflib
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from retina_runner.agent.counters import FAMILY, Snapshot
 
@@ -118,7 +117,7 @@ def _check_call(node: ast.Call, afterwards: bool, calls: List[str], column: int)
     name = node.func.id if isinstance(node.func, ast.Name) else ""
     if name not in FUNCTIONS or (name in AFTERWARDS and not afterwards):
         known = [f for f in FUNCTIONS if afterwards or f not in AFTERWARDS]
-        near = difflib.get_close_matches(name, known, 1)
+        near = _nearest(name, known, 1)
         others = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
         raise ConditionError(f"there is no function {name} here{others}", column)
     texts = [*node.args, *(k.value for k in node.keywords)]
@@ -130,6 +129,12 @@ def _check_call(node: ast.Call, afterwards: bool, calls: List[str], column: int)
     if len(node.args) != wanted or (node.keywords and name not in ("value", "delta", "rate")):
         raise ConditionError(f"{name} takes {wanted} name{'s' if wanted != 1 else ''}: {FUNCTIONS[name]}", column)
     calls.append(name)
+
+
+def _nearest(name: str, known: Sequence[str], most: int) -> List[str]:
+    import difflib  # seldom needed, and no small thing to import
+
+    return difflib.get_close_matches(name, known, most)
 
 
 def holds(condition: Condition, measured: Measured) -> Tuple[bool, Dict[str, Number]]:
@@ -182,7 +187,7 @@ def _call(name: str, what: str, labels: Mapping[str, str], measured: Measured) -
         now = 0
     if now is None:
         names = sorted({n for n, _ in measured.after})
-        near = difflib.get_close_matches(what, names, 3)
+        near = _nearest(what, names, 3)
         with_labels = f" with {', '.join(f'{k}={v}' for k, v in labels.items())}" if labels else ""
         raise Unknown(
             f"this node has no counter {what}{with_labels}", f"the nearest: {', '.join(near)}" if near else ""

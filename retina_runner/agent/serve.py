@@ -3,16 +3,17 @@
     request   {"verb": "check", "arguments": ["--directory", "/var/tmp/x"], "stdin": "…"}
     answer    what the verb prints, then {"served": 0, "stderr": "…"}
 
-One interpreter a connection instead of one a verb. Each verb is a fork of this process, so that nothing of one can harm
-the next. `clock` and `fetch` are answered here. An empty line comes every few seconds, so that a silent connection is
-a dead one; an empty line that comes in ends a verb that only reads. When the connection goes, this process goes, and
-what only reads goes with it; the agent itself isn't concerned.
+One interpreter a connection instead of one a verb. What takes no time is done here; each other verb is a fork of this
+process, so that nothing of one can harm the next. `start` is done here too: what it starts detaches itself. An empty line
+comes every few seconds, so that a silent connection is a dead one; an empty line that comes in ends a verb that only reads.
+When the connection goes, this process goes, and what only reads goes with it; the agent itself isn't concerned.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib
+import io
 import json
 import os
 import select
@@ -21,12 +22,13 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, List, Optional, Sequence
+from typing import Any, BinaryIO, Callable, List, NoReturn, Optional, Sequence, Tuple
 
 BEAT_S = 5.0
 READ_BYTES = 1 << 18
-READING_VERBS = ("events", "check")
-PRELOADED = ("checks", "plan", "supervisor", "workspace", "session", "rescue")
+READING_VERBS = ("check",)
+QUICK_VERBS = ("start", "release", "freeze", "drop", "alive", "stop")
+PRELOADED = ("checks", "plan", "supervisor", "workspace", "session", "rescue", "following")
 """Imported before the first request: another run that ends may take the agent's file away while this one is served."""
 
 
@@ -34,20 +36,22 @@ class _Gone(Exception):
     """Whoever asked isn't there any more."""
 
 
-def serve(main: Callable[[Optional[Sequence[str]]], int]) -> int:
-    """Answer requests on stdin until it ends. `main` is the agent's own entry point."""
+def serve(main: Callable[[Optional[Sequence[str]]], int]) -> NoReturn:
+    """Answer requests on stdin until it ends, and the process with it. `main` is the agent's own entry point."""
     source = Path(sys.argv[0])
     content = source.read_bytes() if source.is_file() else b""
     for name in PRELOADED:
         importlib.import_module("retina_runner.agent." + name)
     gc.freeze()
+    gc.enable()  # the bootstrap has turned it off: what is imported stays
     server = _Server(main, source, content)
     try:
         server.say({"ready": True})
         server.run()
     except (_Gone, BrokenPipeError, ConnectionResetError):
         pass
-    return 0
+    # Nothing is left to be written, and taking an interpreter apart costs the node as much as three verbs.
+    os._exit(0)
 
 
 class _Server:
@@ -68,12 +72,20 @@ class _Server:
             verb = request["verb"]
             if verb == "clock":
                 self.say({"time": time.time()})
-            elif verb == "fetch":
+                continue
+            _reap()
+            if verb == "fetch":
                 self._fetch(**request["of"])
+                continue
+            words, text = [verb, *request["arguments"]], request.get("stdin", "").encode()
+            if verb == "start":
+                self._put_back()
+            if verb == "events":
+                self._here(words, text, self._follow)
+            elif verb in QUICK_VERBS:
+                self._here(words, text, self._main)
             else:
-                if verb == "start":
-                    self._put_back()
-                self._fork([verb, *request["arguments"]], request.get("stdin", "").encode())
+                self._fork(words, text)
 
     def _line(self) -> bytes:
         """The next whole line; beats while there is none."""
@@ -121,6 +133,45 @@ class _Server:
                 _write(chunk)
                 left -= len(chunk)
 
+    def _here(self, arguments: List[str], text: bytes, do: Callable[[Sequence[str]], int]) -> None:
+        """Carry a verb out in this process, and say how it ended."""
+        sys.stdin = io.TextIOWrapper(io.BytesIO(text))
+        status, trouble = 1, ""
+        try:
+            status = do(arguments)
+        except (BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception:
+            trouble = traceback.format_exc()[-2000:]
+        self.say({"served": status, "stderr": trouble})
+
+    def _follow(self, arguments: Sequence[str]) -> int:
+        """`events`, until an empty line comes in."""
+        from retina_runner.agent.following import follow
+        from retina_runner.agent.workspace import Workspace
+
+        directory, options = arguments[1], dict(zip(arguments[2::2], arguments[3::2]))
+        workspace = Workspace(Path(directory))
+        if not workspace.plan.exists():
+            self.say({"ok": False, "why": f"no plan in {directory}"})
+            return 2
+        beaten = time.monotonic()
+
+        def write(lines: bytes) -> None:
+            nonlocal beaten
+            _write(lines)
+            beaten = time.monotonic()
+
+        def wait(seconds: float, descriptors: Tuple[int, ...]) -> bool:
+            if time.monotonic() - beaten >= BEAT_S:
+                write(b"\n")
+            ready = select.select([0, *descriptors], [], [], seconds)[0]
+            if 0 in ready:
+                self._read()
+            return 0 in ready
+
+        return follow(workspace, int(options.get("--from", 0)), float(options.get("--follow", 0.0)), write, wait)
+
     def _fork(self, arguments: List[str], text: bytes) -> None:
         # memfd_create(2) where the kernel has it (3.17): a plan is larger than a pipe holds.
         given, told = _scratch(), _scratch()
@@ -165,6 +216,15 @@ class _Server:
             raise
         status = os.waitpid(child, 0)[1]
         return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def _reap() -> None:
+    """Agents that were started here and have ended since."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
 
 
 def _scratch() -> int:

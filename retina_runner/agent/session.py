@@ -30,10 +30,11 @@ from retina_runner.agent.recorder import Freeze, Recorder, Rings, Terms, stamp_o
 from retina_runner.agent.stopping import Abandoned, Failed, Skipped, Stop
 from retina_runner.agent.workspace import Journal, Workspace
 
-RELEASE_POLL_S = 0.05
+RELEASE_POLL_S, RELEASE_POLL_SOON_S, RELEASE_SOON_S = 0.05, 0.005, 3.0
+"""How often a node that is ready looks for its T0; and how often at first, since the others are ready about then too."""
 RELEASE_GRACE_S = 30.0
 """How much longer than the barrier's own limit an agent waits for T0 before it concludes that the runner is gone."""
-BEGIN_MARGIN_S = 0.5
+BEGIN_MARGIN_S = 0.2
 FACTS_AFTER_S = 0.3
 """How long into the window the tools are asked for their versions: nothing is to come between a node and its T0."""
 BALLAST_BYTES = 4 << 20
@@ -44,7 +45,7 @@ BALLAST_SHARE = 16
 
 def begin_lead_s(rehearsal_s: float) -> float:
     """How long before T0 a node begins to arm its collectors, when the rehearsal of that took so long."""
-    return 1.5 * rehearsal_s + BEGIN_MARGIN_S
+    return 2 * rehearsal_s + BEGIN_MARGIN_S
 
 
 def told_with(release: Mapping[str, Any]) -> List[str]:
@@ -223,9 +224,11 @@ class Session:
             release = {"t0": self.plan.t0, "reference_t0": self.plan.t0}
         else:
             self._phase("waiting")
-            deadline = time.monotonic() + self.plan.ready_timeout_s + RELEASE_GRACE_S
+            begun = time.monotonic()
+            deadline = begun + self.plan.ready_timeout_s + RELEASE_GRACE_S
             while not self.workspace.release.exists():
-                if self.stop.wait(RELEASE_POLL_S):
+                soon = time.monotonic() < begun + RELEASE_SOON_S
+                if self.stop.wait(RELEASE_POLL_SOON_S if soon else RELEASE_POLL_S):
                     raise Abandoned(str(self.stop.reason))
                 if time.monotonic() > deadline:
                     raise Abandoned("no T0 came; the runner is gone")

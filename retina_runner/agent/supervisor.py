@@ -29,6 +29,8 @@ from retina_runner.agent.workspace import Journal, Workspace, read_events, write
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 LINGER_POLL_S = 0.5
 END_LIMIT_S = 60.0
+REMOVE_POLL_FIRST_S, REMOVE_POLL_MOST_S = 0.002, 0.1
+"""As a rule the agent only lingers, and is gone at once; one that ends its window takes longer."""
 
 
 def launch(workspace: Workspace, plan: Plan, plan_text: bytes) -> Dict[str, object]:
@@ -202,11 +204,16 @@ def remove(workspace: Workspace, limit_s: float = END_LIMIT_S) -> Dict[str, obje
         return {"removed": True}
     (workspace.directory / "discard").touch(mode=0o600)
     deadline = time.monotonic() + limit_s
+    pause_s, signalled = REMOVE_POLL_FIRST_S, 0.0
     while workspace.alive():
-        # Once for a worker in its window, once more for a supervisor that lingers.
-        signal_agent(workspace, signal.SIGTERM)
-        time.sleep(0.1)
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now >= signalled + REMOVE_POLL_MOST_S:
+            # Once for a worker in its window, once more for a supervisor that lingers.
+            signal_agent(workspace, signal.SIGTERM)
+            signalled = now
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, REMOVE_POLL_MOST_S)
+        if now > deadline:
             return {"removed": False, "why": f"the agent in {workspace.directory} hasn't ended within {limit_s:.0f} s"}
     remove_tree(workspace)
     return {"removed": True}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Dict, Sequence
 
-from retina_runner.agent import process, rules
+from retina_runner.agent import process
 from retina_runner.agent.conditions import Condition
 from retina_runner.agent.counters import GAUGE, Snapshot
-from retina_runner.agent.state_items import COUNTERS
 
 CONNTRACK = "/proc/sys/net/netfilter/nf_conntrack_"
 
@@ -17,6 +16,8 @@ def counters() -> Snapshot:
 
     `conntrack.use` is percent of the table's size.
     """
+    from retina_runner.agent.state_items import COUNTERS
+
     found: Snapshot = {}
     for item in COUNTERS:
         for way in item.ways:
@@ -35,6 +36,8 @@ def rule_packets(conditions: Sequence[Condition]) -> Dict[str, int]:
     found: Dict[str, int] = {}
     if not any(c.needs_rules for c in conditions):
         return found
+    from retina_runner.agent import rules
+
     for tool in ("iptables-save", "ip6tables-save"):
         try:
             outcome = process.run([tool, "-c"], limit_s=10.0)

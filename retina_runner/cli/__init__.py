@@ -5,10 +5,12 @@ Start-up is kept short (libraries are imported by the verb that needs them): com
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from retina_runner.errors import Exit, RetinaRunError
 
@@ -28,8 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not getattr(chosen, "module", None):
             commands.print_help()
             return Exit.UNTOUCHED
-        status: int = importlib.import_module(f"retina_runner.cli.{chosen.module}").main(chosen)
+        module = _imported(f"retina_runner.cli.{chosen.module}")
+        status: int = module.main(chosen)
         sys.stdout.flush()
+        gc.freeze()  # at its end the interpreter would look through everything once more
         return status
     except RetinaRunError as error:
         print(f"retina-run: {error}", file=sys.stderr)
@@ -41,3 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `retina-run list | head`: whoever read us has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OK
+
+
+def _imported(name: str) -> Any:
+    """That module. The garbage collector rests meanwhile, and passes over what came: modules aren't garbage."""
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        gc.freeze()
+        gc.enable()

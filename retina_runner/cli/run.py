@@ -292,9 +292,9 @@ class Recorder:
         """What has become of the run so far."""
         return self._fold.report()
 
-    def save(self) -> None:
-        """Make `run.json` anew from the events so far."""
-        self._write(self._directory.summary, json.dumps(to_json(self._fold.report()), indent=1) + "\n")
+    def save(self, indent: int | None = None) -> None:
+        """Make `run.json` anew from the events so far. Indented, for people, it takes several times as long."""
+        self._write(self._directory.summary, json.dumps(to_json(self._fold.report()), indent=indent) + "\n")
 
     def _write(self, path: Path, text: str) -> None:
         try:
@@ -309,7 +309,7 @@ class Recorder:
         status = exit_code(self._fold.report())
         self.add({"event": "run-end", "exit_code": int(status)})
         report = self._fold.report()
-        self.save()
+        self.save(indent=1)
         self._write(self._directory.junit, junit(report))
         self._log.close()
         self._view.close(report)

@@ -22,7 +22,8 @@ from retina_runner.executors.ssh_serve import INTERRUPT, Served
 from retina_runner.inventory.connection import Connection
 from retina_runner.secrets import SecretError, read_secret
 
-PINGS = 12
+PINGS_MOST, PINGS_IN_VAIN = 12, 4
+"""Round trips of one comparison of clocks; as many in a row that are no better than the best end it."""
 FOLLOW_S = 600.0
 SERVED = b'{"served"'
 CLOCKS_AT_ONCE = 4
@@ -272,13 +273,16 @@ class SshLink:
         with _clocks:
             served = self._serving()
             try:
-                for _ in range(PINGS):
+                in_vain = 0
+                for _ in range(PINGS_MOST):
                     sent_wall, sent = time.time(), time.monotonic()
                     served.request("clock")
                     answer = served.line(30.0)
                     took = time.monotonic() - sent
                     if took / 2 < best.error_s:
-                        best = Clock(float(json.loads(answer)["time"]) - (sent_wall + took / 2), took / 2)
+                        best, in_vain = Clock(float(json.loads(answer)["time"]) - (sent_wall + took / 2), took / 2), 0
+                    elif (in_vain := in_vain + 1) == PINGS_IN_VAIN:
+                        break
             except (KeyError, ValueError, LimitReached) as error:
                 self._hang_up()
                 raise LinkLost(f"clock: {error}") from error

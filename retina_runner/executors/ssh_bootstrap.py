@@ -15,6 +15,8 @@ import json
 from retina_runner.bundle import AgentBundle
 
 _PROGRAM = """
+import gc
+gc.disable()
 import hashlib, json, os, stat, sys
 source = open(0, "rb", 0, closefd=False)
 want = json.loads(source.readline())

@@ -11,10 +11,10 @@ from typing import Any
 
 from retina_runner.executors import LinkLost
 
-WINDOW_BYTES, PACKET_BYTES = 4 << 20, 1 << 18
-"""Paramiko's defaults are 2 MiB and 32 KiB. A window is what the runner may have to hold in memory for each node: 4 MiB
-let 80 MB/s through at a round trip of 50 ms."""
-CHUNK_BYTES = 1 << 20
+WINDOW_BYTES, PACKET_BYTES = 2 << 20, 1 << 18
+"""Paramiko's packets are 32 KiB. A window is what the runner may have to hold in memory for each node that it fetches from:
+2 MiB let 40 MB/s through at a round trip of 50 ms."""
+CHUNK_BYTES = 1 << 18
 STEP_S = 0.5
 OPEN_LIMIT_S = 20.0
 MOST_OUTPUT_BYTES = 64 << 20

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import socket
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -27,10 +28,28 @@ CHANNEL_LIMIT_S = 5.0
 _FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
 
+def _load() -> None:
+    """Import paramiko, without what it would import for `Match exec` of ssh_config(5): that costs more than all the rest,
+    and ssh_config is read by `inventory/`."""
+    if "paramiko" in sys.modules:
+        return
+    absent: Any = None
+    known = sys.modules.get("invoke", absent)
+    sys.modules["invoke"] = absent
+    try:
+        import paramiko  # noqa: F401
+    finally:
+        if known is None:
+            del sys.modules["invoke"]
+        else:
+            sys.modules["invoke"] = known
+
+
 class Connector:
     """Makes connections for one run; `forks` bounds how many are being made at a time."""
 
     def __init__(self, forks: int):
+        _load()  # here, and not by the first of many threads while the others wait for it
         self._gate = threading.BoundedSemaphore(forks)
         self._lock = threading.Lock()
         self._bastions: dict[tuple[Connection, ...] | str, _Bastion] = {}

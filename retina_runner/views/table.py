@@ -43,8 +43,10 @@ def table(report: RunReport) -> str:
     if report.held_back:
         lines.append(plain(report.held_back))
     if report.skew:
+        skew = report.skew
         lines.append(
-            f"start skew of {report.skew.nodes} nodes: {report.skew.spread_s * 1000:.1f} ms ± {report.skew.error_s * 1000:.1f} ms"
+            f"start skew of {skew.nodes} nodes: {skew.spread_s * 1000:.1f} ms ± {skew.error_s * 1000:.1f} ms; after T0: "
+            f"p50 {skew.p50_s * 1000:.1f} ms, p99 {skew.p99_s * 1000:.1f} ms, each ± {skew.after_error_s * 1000:.1f} ms"
         )
     if lines[-1]:
         lines.append("")

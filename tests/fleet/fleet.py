@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
@@ -24,10 +26,13 @@ NODE_LIMIT_S = 90.0
 
 
 class Fleet:
-    """Nodes n1 … nN at 10.94.0.11 onwards, behind a bridge in a namespace of the fleet's own, where the runner runs too."""
+    """Nodes n1 … nN at 10.94.0.11 onwards, behind a bridge in a namespace of the fleet's own, where the runner runs too.
 
-    def __init__(self, count: int):
-        self.count = count
+    A node's /var/tmp has 300 MB of its own; with `shared_disk` all of this machine's temporary folder, a folder each.
+    """
+
+    def __init__(self, count: int, *, shared_disk: bool = False):
+        self.count, self._shared_disk = count, shared_disk
         self.prefix = f"rrt{os.getpid()}"
         self.netns = f"{self.prefix}-f"
         self.folder = Path(tempfile.mkdtemp(prefix="fleet-"))
@@ -81,6 +86,9 @@ class Fleet:
         """Start (again) a node whose network is there; a node started anew has a fresh root."""
         folder = self.folder / f"n{number}"
         folder.mkdir(exist_ok=True)
+        if self._shared_disk:
+            (folder / "disk").mkdir(exist_ok=True)
+            (folder / "disk").chmod(0o1777)
         if not (folder / "hostkey").exists():
             sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "hostkey"))
         script = Path(__file__).with_name("node.sh")
@@ -132,21 +140,25 @@ class Fleet:
         sh("ip", "-n", self.netns, "link", "set", f"v{number}", "up")
 
     def configure(self, number: int, *lines: str) -> None:
-        """Give the node's sshd these lines of configuration, before its own, until the next time."""
+        """Give the node's sshd these lines of configuration, instead of its own of the same keywords, until the next time."""
+        # As a rule the first of a keyword counts in sshd_config(5), but of MaxStartups the last one does.
+        keywords = "|".join(line.split()[0] for line in lines) or "-"
         text = "".join(f"{line}\\n" for line in lines)
         script = (
-            'cd /etc/ssh; test -e first || cp sshd_config first; printf "$0" | cat - first > sshd_config; kill -HUP 1'
+            'cd /etc/ssh; test -e first || cp sshd_config first; (printf "$0"; grep -Ev "^($1) " first) > sshd_config; '
+            "kill -HUP 1"
         )
-        before = self._log(number).count("Server listening")
-        self.run(number, "sh", "-c", script, text)
-        eventually(lambda: self._log(number).count("Server listening") > before, f"sshd of n{number} has begun again")
+        before = self.log(number).count("Server listening")
+        self.run(number, "sh", "-c", script, text, keywords)
+        eventually(lambda: self.log(number).count("Server listening") > before, f"sshd of n{number} has begun again")
 
-    def _log(self, number: int) -> str:
+    def log(self, number: int) -> str:
+        """What the node's sshd has said so far."""
         return (self.folder / f"n{number}" / "log").read_text()
 
     def logins(self, number: int) -> int:
         """How many logins the node's sshd has let in so far."""
-        return self._log(number).count("Accepted ")
+        return len(re.findall(r"^Accepted \S+ for ", self.log(number), re.MULTILINE))
 
     def freeze(self, number: int) -> None:
         """Every process of sshd on the node stops where it is: connections stay, nothing answers."""
@@ -172,23 +184,27 @@ class Fleet:
             except (FileNotFoundError, ProcessLookupError):
                 pass
 
-    def set_clock(self, number: int, offset_s: int) -> None:
-        """From now on every new program on the node is told a time that is wrong by that much (0: the right one)."""
-        if not offset_s:
-            self.run(number, "rm", "-f", "/etc/ld.so.preload")
-            return
-        source = Path(__file__).with_name("skewed_clock.c")
-        library = self.folder / f"n{number}" / "clock.so"
-        sh("gcc", "-shared", "-fPIC", "-O1", f"-DOFFSET_S={offset_s}", "-o", str(library), str(source), "-ldl")
+    def set_clock(self, number: int, offset_s: float, rate: float = 0.0) -> None:
+        """From now on programs on the node are told a time that is wrong by that much, and by `rate` more each second.
+
+        Programs that were started before the first call know nothing of it; those between it and `mend_clock` do for good.
+        """
+        place = self.folder / f"n{number}" / "clock.so"
+        if not place.exists():
+            source = Path(__file__).with_name("skewed_clock.c")
+            sh("gcc", "-shared", "-fPIC", "-O1", "-o", str(place), str(source), "-ldl", "-lm")
         # By content: what tests make here isn't in the node's own /tmp.
-        text = base64.b64encode(library.read_bytes()).decode()
-        self.run(
-            number,
-            "sh",
-            "-c",
-            "echo $0 | base64 -d > /usr/lib/clock.so; echo /usr/lib/clock.so > /etc/ld.so.preload",
-            text,
-        )
+        library = base64.b64encode(place.read_bytes()).decode()
+        words = f"{offset_s} {rate} {time.time():.6f}"
+        script = """
+            echo "$1" > /etc/clock.new && mv /etc/clock.new /etc/clock
+            test -e /etc/ld.so.preload || { echo "$0" | base64 -d > /usr/lib/clock.so; echo /usr/lib/clock.so > /etc/ld.so.preload; }
+        """
+        self.run(number, "sh", "-c", script, library, words)
+
+    def mend_clock(self, number: int) -> None:
+        """New programs on the node are told the right time again."""
+        self.run(number, "rm", "-f", "/etc/ld.so.preload", "/etc/clock")
 
     def left(self, number: int) -> list[str]:
         """What agents have left on the node: files in their places, and processes."""

@@ -14,7 +14,11 @@ mount -t proc proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
-mount -t tmpfs -o mode=1777,size=300m tmpfs "$root/var/tmp"
+if [ -d "$folder/disk" ]; then
+    mount --bind "$folder/disk" "$root/var/tmp"
+else
+    mount -t tmpfs -o mode=1777,size=300m tmpfs "$root/var/tmp"
+fi
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mount -t tmpfs -o mode=700 tmpfs "$root/root"
 mkdir -p "$root/run/sshd" "$root/etc/ssh/keys" "$root/home"/{diag,ops,plain}

@@ -247,8 +247,38 @@ def test_the_skew_of_the_windows_is_told_with_its_error() -> None:
     assert skew.nodes == 3
     assert skew.spread_s == pytest.approx(0.0004)
     assert skew.error_s == pytest.approx(0.003)
+    assert (skew.p50_s, skew.p99_s, skew.after_error_s) == (0.0001, 0.0004, 0.002)
     assert to_json(fold(events))["skew"]["nodes"] == 3
     assert fold(events[:3]).skew is None
+
+
+def test_of_two_hundred_windows_two_are_beyond_the_99th_of_a_hundred() -> None:
+    events = [start(*(str(n) for n in range(200)))]
+    for number in range(200):
+        events.append(at(str(number), "node-clock", offset_s=0.0, error_s=0.001))
+        events.append(at(str(number), "window", t0=TIME, late_s=0.0, opened_s=number / 1000))
+    skew = fold(events).skew
+    assert skew is not None
+    assert (skew.p50_s, skew.p99_s) == (0.099, 0.197)
+
+
+DRIFT = {"drift_s": 0.3, "error_s": 0.002, "elapsed_s": 60.0, "known_s": 0.0}
+
+
+@pytest.mark.parametrize(("stepped", "verdict"), [(False, "complete"), (True, "unknown")])
+def test_a_clock_that_was_moved_unseen_lowers_the_verdict(stepped: bool, verdict: str) -> None:
+    events = [
+        start("a"),
+        *begun("a"),
+        *packed("a"),
+        at("a", "clock-drift", stepped=stepped, **DRIFT),
+        *delivered("a")[-2:],
+    ]
+    report = fold(events)
+    (node,) = report.nodes
+    assert (node.verdict, node.drift_s, node.drift_error_s) == (verdict, 0.3, 0.002)
+    assert any("+0.300 s" in reason for reason in node.reasons) == stepped
+    assert from_json(json.loads(json.dumps(to_json(report)))) == report
 
 
 def test_a_run_that_was_adopted_is_told_anew_for_the_nodes_that_were_not_done() -> None:
