@@ -19,7 +19,7 @@ def make_cgroup(name: str) -> None:
 
 
 def remove_cgroup(name: str) -> None:
-    for hierarchy in _hierarchies():
+    for hierarchy in [*_hierarchies(), ROOT / "unified"]:  # there, containers have theirs beside those of version 1
         for folder, _, _ in os.walk(hierarchy / name, topdown=False):
             subprocess.run(["rmdir", folder], capture_output=True, check=False)
 
