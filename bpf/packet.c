@@ -25,9 +25,18 @@ static __always_inline u32 behind_extensions(struct __sk_buff *skb, u32 at, u8 *
     return at;
 }
 
+/* From the Ethernet type on: an IPv4 header without options and the ports behind it, with TCP's flags where they are asked
+ * for. One call for nearly every packet.
+ */
+#ifdef WITH_packetparser
+#define HEAD_BYTES 36
+#else
+#define HEAD_BYTES 26
+#endif
+
 int on_packet(struct __sk_buff *skb) {
-    u32 direction = skb->pkt_type == 4 ? EGRESS : INGRESS, l3 = 14, l4 = 0, segments = 1;
-    u32 ip_words[6] = {}, l4_words[4] = {};
+    u32 direction = skb->pkt_type == 4 ? EGRESS : INGRESS, l3 = 14, l4 = 0, segments = 1, whole = 0;
+    u32 ip_words[10] = {}, l4_words[4] = {};
     u8 *ip = (u8 *)ip_words + 4, *transport = (u8 *)l4_words; /* the addresses lie on a multiple of four */
     struct flow_key key = {};
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 1, 0)
@@ -39,11 +48,16 @@ int on_packet(struct __sk_buff *skb) {
 #endif
 #if defined(WITH_packetparser) || defined(WITH_dns)
     u16 protocol = skb->protocol, ethernet = protocol;
-    if (!bpf_skb_load_bytes(skb, 12, ip - 2, 22))
+    if (!bpf_skb_load_bytes(skb, 12, ip - 2, HEAD_BYTES)) {
         ethernet = *(u16 *)(ip - 2);
-    else
+        whole = ip[0] == 0x45;
+    } else if (!bpf_skb_load_bytes(skb, 12, ip - 2, 22)) {
+        ethernet = *(u16 *)(ip - 2);
+    } else {
         l3 = 0; /* less than an Ethernet and an IP header: if anything, IP without the former */
+    }
     if (protocol == VLAN || protocol == SERVICE_VLAN) { /* what the kernel hasn't taken out of the packet */
+        whole = 0;
 #pragma unroll
         for (int tag = 0; tag < 2; tag++) {
             if (ethernet != VLAN && ethernet != SERVICE_VLAN)
@@ -55,7 +69,7 @@ int on_packet(struct __sk_buff *skb) {
         if (bpf_skb_load_bytes(skb, l3, ip, 20))
             return 0;
     } else if (!l3 || ethernet != protocol || (protocol == IPV4 && ip[0] >> 4 != 4)) {
-        l3 = 0; /* an interface without Ethernet headers: WireGuard, a tunnel, tun */
+        l3 = whole = 0; /* an interface without Ethernet headers: WireGuard, a tunnel, tun */
         ethernet = protocol;
         if (bpf_skb_load_bytes(skb, 0, ip, 20) || ip[0] >> 4 != (protocol == IPV4 ? 4 : 6))
             return 0;
@@ -71,20 +85,20 @@ int on_packet(struct __sk_buff *skb) {
     } else if (ethernet == IPV6) {
         key.protocol = ip[6];
         key.family = 6;
+        whole = 0;
+#ifdef WITH_packetparser
         bpf_skb_load_bytes(skb, l3 + 8, key.addresses, 32);
+#endif
         l4 = behind_extensions(skb, l3 + 40, &key.protocol);
     } else {
         return 0;
     }
-    if (l4 && key.protocol == 6) {
-        if (bpf_skb_load_bytes(skb, l4, transport, 14))
-            l4 = 0;
-    } else if (l4 && key.protocol == 17) {
-        if (bpf_skb_load_bytes(skb, l4, transport, 4))
-            l4 = 0;
-    } else {
+    if (key.protocol != 6 && key.protocol != 17)
         l4 = 0;
-    }
+    if (l4 && whole)
+        transport = ip + 20;
+    else if (l4 && bpf_skb_load_bytes(skb, l4, transport, key.protocol == 6 ? 14 : 4))
+        l4 = 0;
     if (l4) {
         key.source_port = *(u16 *)transport;
         key.destination_port = *(u16 *)(transport + 2);

@@ -37,13 +37,16 @@ class Store:
 
     def supply(self, plan: Mapping[str, Any]) -> bytes:
         """The plan's text as a node gets it, with the units that could serve it."""
-        collectors = []
-        for entry in plan["collectors"]:
-            if entry["name"] == "ebpf":
-                units = self._units(entry["options"])
-                entry = {**entry, "options": {**entry["options"], **({"bytecode": units} if units else {})}}
-            collectors.append(entry)
+        collectors = [
+            {**entry, "options": self.supplied(entry["options"])} if entry["name"] == "ebpf" else entry
+            for entry in plan["collectors"]
+        ]
         return (json.dumps({**plan, "collectors": collectors}, indent=1) + "\n").encode()
+
+    def supplied(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of an `ebpf` entry, with the units that could serve it."""
+        units = self._units(options)
+        return {**options, **({"bytecode": units} if units else {})}
 
     @staticmethod
     def concerns(plan: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ never fall while the exporter lives: where a source had to be opened again, it g
 
 from __future__ import annotations
 
+import json
 import tempfile
 import threading
 import time
@@ -15,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retina_runner.agent.ebpf.compiling import FOLDER
 from retina_runner.agent.metrics import account, plugins, text
 from retina_runner.agent.metrics.model import OK, Capability, Labels, Number, Sample, Scope, Source
 from retina_runner.agent.metrics.plugins import COUNTER, GAUGE, HISTOGRAM, Family
 from retina_runner.agent.metrics.sources import open_sources
+from retina_runner.bytecode import Store
 
 SHARED_S = 1.0
 """Scrapes that come closer together than this are answered from one reading."""
@@ -117,8 +120,11 @@ class Monotone:
 class Exporter:
     """The sources of a runbook's `ebpf` entries. `open` before the first `collect`; `close` in any case."""
 
-    def __init__(self, entries: Sequence[Mapping[str, Any]], most_series: int = MOST_SERIES):
-        self._entries, self._most = tuple(entries), most_series
+    def __init__(
+        self, entries: Sequence[Mapping[str, Any]], most_series: int = MOST_SERIES, known: Store | None = None
+    ):
+        """`known` has BPF programs that were compiled before, and is given what is compiled here."""
+        self._entries, self._most, self._known = tuple(entries), most_series, known
         self._lock = threading.Lock()
         self._sources: list[tuple[tuple[str, ...], Source]] = []
         self._capabilities: list[Capability] = []
@@ -144,6 +150,8 @@ class Exporter:
             scope = Scope(tuple(options["netns"]), options["scope"] == "node")
             folder = Path(self._scratch.name) / str(number)
             folder.mkdir(mode=0o700)
+            if self._known is not None:
+                options = self._known.supplied(options)
             opened, found = open_sources(options["plugins"], scope, options, folder)
             described += found
             for names, source in opened:
@@ -154,6 +162,8 @@ class Exporter:
                     source.zero()
                 else:
                     source.stop()
+            if self._known is not None:
+                self._known.keep([json.loads(path.read_bytes()) for path in sorted((folder / FOLDER).glob("*.json"))])
         self._families = {**plugins.families(described), **account.FAMILIES, **OWN}
         if self._monotone is None:
             self._monotone = Monotone(self._families, self._most)

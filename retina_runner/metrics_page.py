@@ -110,14 +110,24 @@ far), to some of its functions: the kernel takes all of them away when the agent
 child process; no kernel headers are needed, but the kernel's own type information, /sys/kernel/btf/vmlinux. A plugin that
 can't be had on a node is left out with its reason; everything else is still collected. Every hook is a row of
 `capabilities` in the manifest. What a plugin knows that it missed (a full table, a program run that the kernel skipped, a
-counter that was reset) makes the verdict of the totals `lossy`, with the number.
+counter that was reset, a CPU that went or came) makes the verdict of the totals `lossy`, with the number.
+
+Every program's cost is a row of `programs` in the manifest, by the kernel's own account. That account takes as long as a
+small program: it is kept for the first ten seconds, and for a tenth of a second of every two from then on; `measured_share`
+says in how much of the time the numbers were measured, and they are multiplied to the whole.
+
+CPU time with the default plugins, as a ratio to none (`python benchmarks/ebpf.py` on 6.18, 2 vCPU, a busy machine; median of
+7 turns of the least of 30 short samples each): x1.21 for a packet of 22 B that is forwarded between three namespaces and
+dropped where it arrives (x1.30 with `packetparser`; x1.37 while the account is kept), x1.04 for bulk TCP with GSO (x1.06;
+x1.05).
 
 What a node has compiled goes back with the run, and the runner keeps it in `~/.cache/retina-run/bytecode` (`$XDG_CACHE_HOME`
 counts); nothing of it stays on the node. Later plans take it along: a node of the same kernel needs neither BCC nor the time
-to compile, and `why` in its capabilities says "bytecode that the runner brought". The same kernel means the same
-release, build, machine and BTF, and the same programs, ports and table sizes; everything else is refused. So is what is damaged,
-and every program that calls more of the kernel than counting takes: a node that was taken over can't have the runner carry
-a harmful program to the others. A kernel that no run has met yet needs BCC on one of its nodes, once.
+to compile, and `why` in its capabilities says "bytecode that the runner brought". `resume` and `retina-run exporter` use and
+fill the same cache; Jobs that `plan --manifests` prints don't: they are the same wherever they are printed. The same kernel
+means the same release, build, machine and BTF, and the same programs, ports and table sizes; everything else is refused. So
+is what is damaged, and every program that calls more of the kernel than counting takes: a node that was taken over can't
+have the runner carry a harmful program to the others. A kernel that no run has met yet needs BCC on one of its nodes, once.
 
 `netns: [blue, "pid:4711"]` counts in those network namespaces alone, each with a label of its own. Without it, tracepoints
 see the whole node and packet sockets the agent's own namespace; `scope: netns` confines both to the agent's.

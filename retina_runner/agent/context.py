@@ -233,7 +233,7 @@ class Context:
             self.record.capabilities += [{"collector": self.node_id, **row} for row in rows]
 
     def note_programs(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """What each BPF program cost this node: {program, run_count, run_time_ns}, for the manifest."""
+        """What each BPF program cost this node: {program, run_count, run_time_ns, measured_share}, for the manifest."""
         with self._lock:
             self.record.programs += [{"collector": self.node_id, **row} for row in rows]
 

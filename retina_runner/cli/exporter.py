@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from retina_runner.agent.metrics import text
 from retina_runner.agent.metrics.model import OK
+from retina_runner.bytecode import Store, default_directory
 from retina_runner.errors import Exit, UsageError
 from retina_runner.exporting import Exporter
 from retina_runner.runbook import load_runbook
@@ -25,7 +26,7 @@ def main(chosen: argparse.Namespace) -> int:
     if not entries:
         raise UsageError(f"{chosen.runbook}: no capture collects `ebpf`, so there is nothing to export")
     host, port = address(chosen.listen)
-    exporter = Exporter(entries, chosen.most_series)
+    exporter = Exporter(entries, chosen.most_series, Store(default_directory()))
     try:
         server = _Server((host, port), exporter)
     except OSError as error:

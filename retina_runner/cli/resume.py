@@ -12,6 +12,7 @@ from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 
+from retina_runner import bytecode
 from retina_runner.bundle import agent_bundle
 from retina_runner.cli.pods import reach_from
 from retina_runner.cli.resolve import Links
@@ -97,5 +98,6 @@ def target_of(directory: RunDirectory, report: RunReport, node: NodeReport, link
         raise UsageError(f"{error.filename}: {error.strerror}; a run without its plans can't be taken up") from None
     return Target(
         id=node.id, node=node.node, capture=node.capture, executor=node.executor, directory=node.directory, plan=plan,
-        duration_s=report.duration_s, link=links.to(reach_from(node.reach), work), work_directory=work,
+        compiles=bytecode.Store.concerns(json.loads(plan)), duration_s=report.duration_s,
+        link=links.to(reach_from(node.reach), work), work_directory=work,
     )  # fmt: skip

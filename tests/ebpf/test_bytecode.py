@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from retina_runner.agent.ebpf.compiling import BROUGHT
 from tests.ebpf.counting import Counting, python, without_bcc
 from tests.ebpf.test_lifetime import ALL, DROPS, FORWARDED
 from tests.ebpf.test_tcp import CONNECTS
-from tests.lab import REPOSITORY, Lab, Run
+from tests.lab import REPOSITORY, RETINA_RUN, Lab, Run
 
 pytestmark = pytest.mark.root
 
@@ -82,6 +83,36 @@ def test_bytecode_of_another_kernel_is_refused(lab: Lab, tmp_path: Path) -> None
     assert "python3-bpfcc" in row["hint"]
     (check,) = [e for e in second.events if e["event"] == "node-check"]
     assert [p["what"] for p in check["problems"]] == ["plugin dropreason"]
+
+
+def test_an_exporter_keeps_what_it_compiled_and_needs_no_compiler_again(lab: Lab, tmp_path: Path) -> None:
+    """From the second one BCC is hidden; both count the same traffic, and share the cache of runs."""
+    runbook = tmp_path / "always.yaml"
+    runbook.write_text(
+        "{name: always, duration: 1s, captures: [{collect: [{ebpf: {plugins: [dropreason], scope: netns}}]}]}\n"
+    )
+    for wrapper, why in ((), ""), (without_bcc(tmp_path), BROUGHT):
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", lab.b, *wrapper, *RETINA_RUN, "exporter", str(runbook), "--listen", "127.0.0.1:0"],
+            stdout=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            line = next(said for said in process.stdout if said.startswith("listening on"))
+            lab.send("10.93.0.2", 7002, 300)
+            url = f"http://127.0.0.1:{line.rpartition(' ')[2].strip()}/metrics"
+            read = f"import urllib.request as r; print(r.urlopen({url!r}).read().decode())"
+            metrics = python(lab.b, read)
+        finally:
+            process.terminate()
+            process.wait()
+        drops = [
+            m for m in metrics.splitlines() if m.startswith("networkobservability_drop_count{") and "NO_SOCKET" in m
+        ]
+        assert [float(m.rpartition(" ")[2]) for m in drops] == [300.0]
+        (info,) = [m for m in metrics.splitlines() if m.startswith("retinarun_plugin_info{") and "kfree_skb" in m]
+        assert f'why="{why}"' in info
+        assert len(kept(tmp_path)) == 1
 
 
 def test_damaged_bytecode_is_told_and_compiled_again(lab: Lab, tmp_path: Path) -> None:

@@ -197,16 +197,19 @@ class TcpConnect(Decoder):
 
 class PacketForward(Decoder):
     def build(self) -> None:
-        self.forwards = Table(self.maps["forwards"], "=QQQ")
+        self.forwards, self.first = (Table(self.maps[name], "=QQQ") for name in ("forwards", "first_forwards"))
 
     def read(self, into: Sums) -> None:
         where = self.place.own_labels()
-        for key, (packets, segments, size) in self.forwards.since().items():
-            number, direction = struct.unpack("=II", key)
+        found = {struct.unpack("=II", key): value for key, value in self.forwards.since().items()}
+        for key, value in self.first.since().items():
+            number, outwards = divmod(struct.unpack("=I", key)[0], 2)
+            found[number, 1 + outwards] = value
+        for (number, direction), (packets, more, size) in found.items():
             way = ("direction", DIRECTIONS[direction])
             given = (("interface", self.place.interface(number)), way, *where)
             into.add("retinarun_forward_packets_total", given, packets)
-            into.add("retinarun_forward_segments_total", given, segments)
+            into.add("retinarun_forward_segments_total", given, packets + more)
             into.add("retinarun_forward_bytes_total", given, size)
             into.add("networkobservability_forward_count", (way, *where), packets)
             into.add("networkobservability_forward_bytes", (way, *where), size)

@@ -24,6 +24,7 @@ from retina_runner.agent.ebpf.compiling import (
     without_btf,
 )
 from retina_runner.agent.ebpf.decode import DECODERS, Decoder, Described, Place
+from retina_runner.agent.ebpf.meter import Meter
 from retina_runner.agent.ebpf.program import Unit
 from retina_runner.agent.ebpf.tables import Sums, Table
 from retina_runner.agent.metrics import plugins
@@ -52,8 +53,8 @@ class BpfSource(Source):
         self._scope, self._options, self._directory = scope, options, directory
         self._parts: List[Part] = []
         self._namespaces: List[Namespace] = []
-        self._statistics = -1
-        self._times: Dict[Tuple[int, str], Tuple[int, int, int]] = {}
+        self._meter = Meter(self._run_times, syscalls.enable_run_times)
+        self._misses: Dict[Tuple[int, str], int] = {}
         self._lost: List[Table] = []
 
     # -- prepare -----------------------------------------------------------------------------------------------------
@@ -74,10 +75,7 @@ class BpfSource(Source):
                 self._attach(together, inodes, rows)
             except OSError as error:
                 rows += [Capability(n, "", FAILED, str(error.strerror or error)) for n in together.names]
-        try:
-            self._statistics = syscalls.enable_run_times()
-        except OSError:
-            pass  # before 5.8 the kernel measures nothing for us
+        self._meter.start()
         return rows
 
     def _lacking(self) -> Optional[Tuple[str, str]]:
@@ -191,7 +189,8 @@ class BpfSource(Source):
                 decoder.zero()
         for table in self._lost:
             table.zero()
-        self._times = self._now()
+        self._misses = {key: now[2] for key, now in self._now().items()}
+        self._meter.zero()
 
     def sample(self) -> List[Sample]:
         sums = Sums()
@@ -202,7 +201,7 @@ class BpfSource(Source):
 
     def loss(self) -> Dict[str, int]:
         found = {"tables_full": sum(v[0] for table in self._lost for v in table.since().values())}
-        found["recursion_misses"] = sum(now[2] - self._before(key)[2] for key, now in self._now().items())
+        found["recursion_misses"] = sum(now[2] - self._misses.get(key, 0) for key, now in self._now().items())
         for part in self._parts:
             for decoder in part.decoders:
                 for kind, number in decoder.loss().items():
@@ -211,13 +210,14 @@ class BpfSource(Source):
 
     def cost(self) -> List[ProgramCost]:
         total: Dict[str, Tuple[int, int]] = {}
-        for (number, name), now in self._now().items():
-            before, known = self._before((number, name)), total.get(name, (0, 0))
-            total[name] = (known[0] + now[1] - before[1], known[1] + now[0] - before[0])
-        return [ProgramCost(name, runs, took) for name, (runs, took) in sorted(total.items())]
+        times, share = self._meter.so_far()
+        for (_, name), (runs, took) in times.items():
+            known = total.get(name, (0, 0))
+            total[name] = (known[0] + runs, known[1] + took)
+        return [ProgramCost(name, runs, took, round(share, 3)) for name, (runs, took) in sorted(total.items())]
 
-    def _before(self, key: Tuple[int, str]) -> Tuple[int, int, int]:
-        return self._times.get(key, (0, 0, 0))
+    def _run_times(self) -> Dict[Tuple[int, str], Tuple[int, int]]:
+        return {key: (runs, took) for key, (took, runs, _) in self._now().items()}
 
     def _now(self) -> Dict[Tuple[int, str], Tuple[int, int, int]]:
         units = [unit for part in self._parts for _, unit in part.units]
@@ -228,14 +228,12 @@ class BpfSource(Source):
         }
 
     def stop(self) -> None:
+        self._meter.stop()
         for part in self._parts:
             for _, unit in part.units:
                 unit.close()
         for namespace in self._namespaces:
             namespace.close()
-        if self._statistics >= 0:
-            os.close(self._statistics)
-            self._statistics = -1
         self._parts, self._lost, self._namespaces = [], [], []
 
 

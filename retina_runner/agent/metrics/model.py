@@ -43,11 +43,15 @@ class Capability:
 
 @dataclass(frozen=True)
 class ProgramCost:
-    """What the kernel says that one program has cost since `zero` (bpf_prog_info: run_cnt, run_time_ns)."""
+    """What the kernel says that one program has cost since `zero` (bpf_prog_info: run_cnt, run_time_ns).
+
+    It is measured in `measured_share` of the time only (1: all of it); the numbers are those of the whole, by proportion.
+    """
 
     program: str
     run_count: int
     run_time_ns: int
+    measured_share: float = 1.0
 
 
 @dataclass(frozen=True)
