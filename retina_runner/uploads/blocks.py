@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ class Block:
     number: int
     content: bytes
 
-    @property
+    @cached_property
     def md5(self) -> bytes:
         return md5_of(self.content)
 
@@ -68,9 +69,9 @@ def md5_of(content: bytes) -> bytes:
     return hashlib.md5(content, usedforsecurity=False).digest()
 
 
-def base64_md5(content: bytes) -> str:
-    """As the header Content-MD5 wants it (RFC 1864)."""
-    return base64.b64encode(md5_of(content)).decode()
+def md5_header(digest: bytes) -> str:
+    """As Content-MD5 wants it (RFC 1864)."""
+    return base64.b64encode(digest).decode()
 
 
 def _done(value: _T) -> Future[_T]:

@@ -28,7 +28,7 @@ from retina_runner.uploads import (
     fixed_part,
     key_of,
 )
-from retina_runner.uploads.blocks import Block, base64_md5, send_blocks
+from retina_runner.uploads.blocks import Block, md5_header, md5_of, send_blocks
 from retina_runner.uploads.route import Route
 
 READ_BYTES = 1 << 20
@@ -151,7 +151,7 @@ class S3Target:
             if size <= SINGLE_MOST_BYTES:
                 body = parcel.path.read_bytes()
                 done = self._call(
-                    "put_object", Key=key, Body=body, ContentMD5=base64_md5(body), IfNoneMatch="*",
+                    "put_object", Key=key, Body=body, ContentMD5=md5_header(md5_of(body)), IfNoneMatch="*",
                     Metadata=parcel.metadata, ContentType=content_type(key),
                 )  # fmt: skip
             else:
@@ -183,7 +183,7 @@ class S3Target:
             def put(block: Block) -> str:
                 done = self._call(
                     "upload_part", Key=key, UploadId=upload, PartNumber=block.number + 1, Body=block.content,
-                    ContentMD5=base64_md5(block.content),
+                    ContentMD5=md5_header(block.md5),
                 )  # fmt: skip
                 return str(done["ETag"])
 
