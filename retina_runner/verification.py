@@ -67,7 +67,8 @@ def verify_archive(path: str | Path) -> Verification:
     return Verification(path, tuple(found.problems), found.manifest, found.packets)
 
 
-def _members(inflater: Inflater) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def members(inflater: Inflater) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """What an archive's inflated bytes hold, in order; each is to be read before the next is asked for."""
     with tarfile.open(fileobj=io.BufferedReader(inflater, _CHUNK), mode="r|", bufsize=512 * 20) as tar:
         for member in tar:
             yield tar, member
@@ -76,7 +77,7 @@ def _members(inflater: Inflater) -> Iterator[tuple[tarfile.TarFile, tarfile.TarI
 def _walk(path: Path, inflater: Inflater, found: _Findings) -> None:
     expected: dict[str, dict[str, Any]] = {}
     top = ""
-    for number, (tar, member) in enumerate(_members(inflater)):
+    for number, (tar, member) in enumerate(members(inflater)):
         _check_name(member)
         if number == 0:
             top, name = _split(member.name)
@@ -183,7 +184,7 @@ def first_manifest(chunks: Iterator[bytes]) -> dict[str, Any]:
 def _first(file: IO[bytes]) -> dict[str, Any]:
     found = _Findings()
     try:
-        for tar, member in _members(Inflater(file, MOST_MANIFEST_BYTES + _TAR_OVERHEAD)):
+        for tar, member in members(Inflater(file, MOST_MANIFEST_BYTES + _TAR_OVERHEAD)):
             _check_name(member)
             _read_manifest(tar, member, found)
             break
@@ -231,7 +232,7 @@ def unpack(path: str | Path, into: str | Path) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True)
         with open(path, "rb") as file:
-            for tar, member in _members(_inflater_of(file, checked)):
+            for tar, member in members(_inflater_of(file, checked)):
                 target = folder.joinpath(*_split(member.name)[1].split("/"))
                 target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 stream = tar.extractfile(member)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import subprocess
+import tarfile
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,7 +18,7 @@ from retina_runner.agent.metrics import text
 from retina_runner.agent.metrics.model import Sample
 from retina_runner.agent.metrics.plugins import COUNTER, GAUGE, Family
 from retina_runner.exporting import Monotone
-from retina_runner.publishing import render
+from retina_runner.publishing import metrics_of, render
 from retina_runner.report import NodeReport, RunReport
 
 FAMILIES = {
@@ -109,3 +115,24 @@ def test_addresses_that_are_none(given_text: str) -> None:
 
     with pytest.raises(UsageError):
         address(given_text)
+
+
+def zstd(data: bytes) -> bytes:
+    return subprocess.run(["zstd", "-c"], input=data, check=True, capture_output=True).stdout
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [(".tar.gz", gzip.compress), (".tar.zst", zstd)])
+def test_metrics_are_read_from_archives_of_each_compression(
+    tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]
+) -> None:
+    content = b"# TYPE c counter\nc 3\n"
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, data in (("a/manifest.json", b"{}"), ("a/metrics/metrics.prom", content)):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    archive = tmp_path / f"a{suffix}"
+    archive.write_bytes(compress(packed.getvalue()))
+
+    assert metrics_of(archive) == content.decode()
