@@ -38,8 +38,10 @@ class Place:
     target: Target | None
 
     def describe(self) -> str:
+        """Tells the places of a run apart: two prefixes of one store are two."""
         if self.target is not None:
-            return self.target.describe()
+            prefix = str(self.options.get("prefix") or "")
+            return self.target.describe() + (f", prefix {prefix}" if prefix else "")
         return f"{self.options['base']}/{self.options['path']} on the node"
 
     def plan(self) -> str:
@@ -215,11 +217,14 @@ class Delivery:
 
     def conclude(self, summary: bytes) -> tuple[str, ...]:
         """Put `run.json` beside the archives of every target that has one; what didn't work, in words."""
-        problems, seen = [], set()
+        problems: list[str] = []
+        seen: list[Target] = []
         for target, parcel in sorted(self._parcels, key=lambda stored: stored[0].key_for(stored[1])):
-            if target.describe() in seen:  # one a run, also where the key template has a folder for each archive
+            if any(
+                target is other for other in seen
+            ):  # one a run, also where the key template has a folder for each archive
                 continue
-            seen.add(target.describe())
+            seen.append(target)
             try:
                 target.note(parcel, "run.json", summary)
             except NotStored as why:

@@ -179,6 +179,23 @@ def test_nothing_goes_before_it_is_stored(
     assert len(run.archives()) == 1
 
 
+def test_two_prefixes_of_one_store_are_two_targets(
+    remote: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has the archive, its manifest and the run's record; a run that has one of them has not both."""
+    both = [(remote.kind, {**remote.options(), "prefix": prefix}) for prefix in ("here", "there/too")]
+    run = Run(runbook(*both, keep="never"), tmp_path)
+    assert run.end() == 0, (run.events[-5:], run.stderr)
+    for prefix in ("here", "there/too"):
+        kinds = {k.rpartition("/")[2].partition(".")[2] for k in remote.names() if k.startswith(f"{prefix}/")}
+        assert kinds == {"tar.gz", "manifest.json", "json"}, remote.names()
+    stored = {e["target"] for e in run.events if e["event"] == "upload"}
+    assert len(stored) == 2, stored
+    back = retina_run("download", str(run.directory), "--output", str(tmp_path / "back"), folder=tmp_path)
+    assert back.returncode == 0, back
+    assert len(list((tmp_path / "back").iterdir())) == 1
+
+
 def test_archives_come_back_from_a_url(azure_store: AzureStore, s3_store: S3Store, tmp_path: Path) -> None:
     run = Run(
         runbook(
