@@ -1,6 +1,6 @@
 """Real stores for tests: Azurite (SAS enforced) and OpenStack Swift's S3 API (signatures enforced), on free ports.
 
-    python -m tests.storage.servers install     # what .ci/steps/30-storage calls first
+    python -m tests.storage.servers install     # what .ci/steps/30-stores-and-clusters calls first
 
 Both live in a cache outside the repository: $RETINA_RUN_TEST_CACHE, else ${XDG_CACHE_HOME:-~/.cache}/retina-run-tests.
 Servers listen on loopback, keep their data in the test's own folder, and can be killed and started again on it.
