@@ -105,7 +105,7 @@ name: alone
 duration: 10m
 limits: {disk_free_percent: 0, disk_free_bytes: 0B, node_bytes: 50MB}
 trigger: {condition: 'delta("Udp.NoPorts") > 0', every: 200ms, before: 60s, after: 1s, count: 3, cooldown: 1s}
-captures: [{collect: [{tcpdump: {interfaces: [eth0], filter: "udp and not port 53"}}]}]
+captures: [{collect: [{tcpdump: {interfaces: [eth0], filter: "udp and not port 53", max_size: 10MB}}]}]
 """
 
 

@@ -8,6 +8,7 @@ Accounts: `root` (key), `diag` (key; sudo needs the password, which is `PASSWORD
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from tests.lab import eventually, sh
 
 PASSWORD = "diag-canary-6b1c"
 NODE_LIMIT_S = 90.0
+_made = itertools.count(1)
 
 
 class Fleet:
@@ -33,7 +35,7 @@ class Fleet:
 
     def __init__(self, count: int, *, shared_disk: bool = False):
         self.count, self._shared_disk = count, shared_disk
-        self.prefix = f"rrt{os.getpid()}"
+        self.prefix = f"rrt{os.getpid()}x{next(_made)}"
         self.netns = f"{self.prefix}-f"
         self.folder = Path(tempfile.mkdtemp(prefix="fleet-"))
         self.folder.chmod(0o755)

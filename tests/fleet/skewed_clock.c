@@ -2,7 +2,8 @@
  *
  * Named by /etc/ld.so.preload on one node. Shifts clock_gettime(2), gettimeofday(2) and time(2) for every program there, and the
  * time stamps that tcpdump writes, which come from the kernel, on their way through libpcap's pcap_dump(3). By how much is in
- * /etc/clock, read each time: "SECONDS RATE SINCE" (real numbers): SECONDS, and RATE for each second since Unix time SINCE.
+ * CLOCK_FILE, /etc/clock, read each time: "SECONDS RATE SINCE" (real numbers): SECONDS, and RATE for each second since Unix
+ * time SINCE.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -15,6 +16,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef CLOCK_FILE
+#define CLOCK_FILE "/etc/clock"
+#endif
+
 static void *next(const char *name) { return dlsym(RTLD_NEXT, name); }
 
 static double real_now(void) {
@@ -25,7 +30,7 @@ static double real_now(void) {
 
 static long long shift_ns(double at) {
     char text[128] = "";
-    int file = open("/etc/clock", O_RDONLY | O_CLOEXEC);
+    int file = open(CLOCK_FILE, O_RDONLY | O_CLOEXEC);
     if (file < 0) return 0;
     ssize_t size = read(file, text, sizeof text - 1);
     close(file);

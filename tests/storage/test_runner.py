@@ -282,8 +282,9 @@ def test_a_server_killed_in_the_middle(kind: str, tmp_path: Path, monkeypatch: p
 def skewed_clock(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A library that tells whoever loads it a time that is wrong by so much."""
     source = REPOSITORY / "tests/fleet/skewed_clock.c"
-    made = tmp_path / "clock.so"
-    sh("gcc", "-shared", "-fPIC", "-O1", f"-DOFFSET_S={request.param}", "-o", str(made), str(source), "-ldl")
+    made, clock = tmp_path / "clock.so", tmp_path / "clock"
+    clock.write_text(f"{request.param} 0 0")
+    sh("gcc", "-shared", "-fPIC", "-O1", f'-DCLOCK_FILE="{clock}"', "-o", str(made), str(source), "-ldl", "-lm")
     return str(made)
 
 
