@@ -171,20 +171,14 @@ class Fleet:
 
     def _signal_sshd(self, number: int, what: signal.Signals) -> None:
         first = self.first_process(number)
+        # From here: inside, the node's first process can't be stopped by its children's signals.
         for pid in (first, *_descendants(first)):
-            # From here: inside, the node's first process can't be stopped by its children's signals.
-            if "sshd" in Path(f"/proc/{pid}/comm").read_text():
-                os.kill(pid, what)
+            _signal_if_sshd(pid, what)
 
     def kill_sessions(self, number: int) -> None:
         """Every login on the node dies at once; the listener, and what has detached itself, doesn't."""
-        first = self.first_process(number)
-        for pid in _descendants(first):
-            try:
-                if "sshd" in Path(f"/proc/{pid}/comm").read_text():
-                    os.kill(pid, signal.SIGKILL)
-            except (FileNotFoundError, ProcessLookupError):
-                pass
+        for pid in _descendants(self.first_process(number)):
+            _signal_if_sshd(pid, signal.SIGKILL)
 
     def set_clock(self, number: int, offset_s: float, rate: float = 0.0) -> None:
         """From now on programs on the node are told a time that is wrong by that much, and by `rate` more each second.
@@ -247,6 +241,15 @@ class Fleet:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"all:\n  children:\n    nodes:\n      hosts:\n{hosts}      vars:\n{lines}")
         return path
+
+
+def _signal_if_sshd(pid: int, what: signal.Signals) -> None:
+    """Signal a process of sshd; one that has ended since it was listed is none."""
+    try:
+        if "sshd" in Path(f"/proc/{pid}/comm").read_text():
+            os.kill(pid, what)
+    except (FileNotFoundError, ProcessLookupError):
+        pass
 
 
 def _descendants(pid: int) -> list[int]:

@@ -105,7 +105,8 @@ def test_a_node_that_hangs_after_connecting_does_not_hold_the_others(fleet: Flee
     assert state(run) == {"n1": "collected", "n2": "failed", "n3": "collected"}
     (failed,) = run.all("node-failed")
     assert failed["remains"]
-    assert retina_run(fleet, "cleanup", str(run.directory)).returncode == 0
+    cleaned = retina_run(fleet, "cleanup", str(run.directory))
+    assert cleaned.returncode == 0, (cleaned.stdout, cleaned.stderr, fleet.left(2), run.events[-12:])
     gone(fleet, 1, 2, 3)
 
 
