@@ -18,19 +18,21 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from retina_runner.agent.context import utc
 from retina_runner.agent.passing import is_full
 from retina_runner.agent.session import begin_lead_s
+from retina_runner.barrier import Barrier
 from retina_runner.bundle import AgentBundle
 from retina_runner.clocks import Reading, drift
 from retina_runner.delivery import Delivery
 from retina_runner.errors import ArchiveError
 from retina_runner.executors import Clock, Link, LinkLost, LinkRefused
 from retina_runner.fetching import Throttle, fetch
+from retina_runner.follower import Follower
 from retina_runner.freezing import Duties, Freezes, Hands, Postponed
 from retina_runner.moving import Changes, Standing, Watch
 from retina_runner.verification import Verification, first_manifest
@@ -97,46 +99,6 @@ class Adoption:
     brought: frozenset[str] = frozenset()
 
 
-@dataclass
-class _Barrier:
-    """Who has arrived, who has dropped out, and when the rest may go on."""
-
-    waiting_for: set[str]
-    lock: threading.Condition = field(default_factory=threading.Condition)
-    arrived: dict[str, float] = field(default_factory=dict)
-
-    def arrive(self, target: str, value: float = 0.0) -> None:
-        with self.lock:
-            self.arrived[target] = value
-            self.waiting_for.discard(target)
-            self.lock.notify_all()
-
-    def drop(self, target: str) -> None:
-        with self.lock:
-            self.waiting_for.discard(target)
-            self.lock.notify_all()
-
-    def late(self) -> set[str]:
-        """Who is still waited for."""
-        with self.lock:
-            return set(self.waiting_for)
-
-    def expect(self, target: str) -> None:
-        """One more."""
-        with self.lock:
-            self.waiting_for.add(target)
-
-    def recall(self, target: str) -> None:
-        """Wait for it again, if it had arrived."""
-        with self.lock:
-            if self.arrived.pop(target, None) is not None:
-                self.waiting_for.add(target)
-
-    def complete(self, timeout_s: float) -> bool:
-        with self.lock:
-            return self.lock.wait_for(lambda: not self.waiting_for, timeout_s)
-
-
 class Fleet:
     """Carries one run out. `events()` yields everything that happens, until the last node is done.
 
@@ -163,8 +125,8 @@ class Fleet:
         self._slots = threading.BoundedSemaphore(terms.forks)
         self._throttle = Throttle(terms.fetch_bytes_s)
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._checked = _Barrier({t.id for t in targets})
-        self._ready = _Barrier({t.id for t in targets})
+        self._checked = Barrier({t.id for t in targets})
+        self._ready = Barrier({t.id for t in targets})
         self._go = threading.Event()
         self._standing: Standing[Target] = Standing()
         self._watch = watch
@@ -223,6 +185,22 @@ class Fleet:
         who = {"id": at.id, "node": at.node, "capture": at.capture} if at else {}
         self._queue.put({"time": utc(), "event": event, **who, **fields})
 
+    def _follower(self, target: Target) -> Follower:
+        who = {"id": target.id, "node": target.node, "capture": target.capture}
+
+        def pass_on(event: Mapping[str, Any]) -> None:
+            fields = {k: v for k, v in event.items() if k not in ("seq", "event", "time")}
+            self._queue.put({"time": event["time"], "event": event["event"], **who, **fields})
+
+        return Follower(
+            target.link,
+            target.directory,
+            duties=self._duties_of(target),
+            interrupted=self._interrupted,
+            persistently=functools.partial(self._persistently, target),
+            pass_on=pass_on,
+        )
+
     # -- the barriers ----------------------------------------------------------------------------------------------------
 
     def _pace(self) -> None:
@@ -243,11 +221,11 @@ class Fleet:
             self._say("t0", t0=utc(self._t0), lead_s=round(self._t0 - time.time(), 3))
         self._standing.release()
 
-    def _until(self, barrier: _Barrier, limit: float) -> None:
+    def _until(self, barrier: Barrier, limit: float) -> None:
         while not barrier.complete(0.05) and time.monotonic() < limit and not self._halted():
             pass
 
-    def _follow_pods(self, barrier: _Barrier, limit: float) -> Changes:
+    def _follow_pods(self, barrier: Barrier, limit: float) -> Changes:
         """Have the nodes follow pods that have moved, until they stay or the time is up; what is still otherwise then."""
         for left in range(MOVES_MOST, -1, -1):
             if self._watch is None or self._halted():
@@ -396,7 +374,7 @@ class Fleet:
             self._say("node-replanned", newest, directory=newest.directory, why=self._standing.why[target.id])
         return newest
 
-    def _start(self, target: Target, clock: Clock, former: Target | None) -> _Follower:
+    def _start(self, target: Target, clock: Clock, former: Target | None) -> Follower:
         """Start its agent, in place of a former one; returns when it is ready, or has ended."""
         begun = time.monotonic()
         self._note_unclean(target, target.directory)
@@ -406,7 +384,7 @@ class Fleet:
         call_s = time.monotonic() - begun
         if former is not None:  # after the start: with its last agent a pod goes
             self._call_persistently(target, "remove", former.directory, limit_s=90.0)
-        follower = _Follower(self, target)
+        follower = self._follower(target)
         for event in follower.until("ready", "end"):
             if event["event"] == "ready" and not self._standing.moved(target):
                 # The release is a smaller call than the one just made, at the same time as everybody's.
@@ -457,7 +435,7 @@ class Fleet:
         if not self._meet(target):
             return
         reading = self._compare_clocks(target)
-        follower = _Follower(self, target)
+        follower = self._follower(target)
         try:
             if adoption.t0 is not None:
                 # The first T0 stands: no news to an agent that has it.
@@ -479,7 +457,7 @@ class Fleet:
         self._say("node-clock", target, offset_s=round(clock.offset_s, 6), error_s=round(clock.error_s, 6))
         return Reading(clock, time.time(), time.monotonic())
 
-    def _compare_again(self, target: Target, follower: _Follower, before: Reading) -> None:
+    def _compare_again(self, target: Target, follower: Follower, before: Reading) -> None:
         """After the window: did the node's clock keep step with ours? A clock that is ours too needs no question, and a node
         that was told to end early (it is drained, say) has no time for one."""
         if follower.archive is None or not before.clock.error_s or self._interrupted.is_set():
@@ -503,7 +481,7 @@ class Fleet:
                          "free_bytes": report["disk"]["free_bytes"]}, **stores)  # fmt: skip
         return None if report["ok"] else next(p for p in report["problems"] if p["severity"] == "fatal")
 
-    def _bring_back(self, target: Target, follower: _Follower) -> None:
+    def _bring_back(self, target: Target, follower: Follower) -> None:
         if follower.duties is not None:
             follower.duties.finish()
         if follower.ended and target.compiles and self._keep_bytecode is not None:
@@ -574,7 +552,7 @@ class Fleet:
             self._call_persistently(row, "drop", row.directory, "--name", str(archive["name"]))
         return True
 
-    def duties_of(self, target: Target) -> Duties[Target] | None:
+    def _duties_of(self, target: Target) -> Duties[Target] | None:
         """What a node's thread has to do for frozen rings; None in a run without a trigger."""
         if self._freezes is None:
             return None
@@ -666,90 +644,3 @@ class Fleet:
     def _note_unclean(self, target: Target, what: str) -> None:
         with self._lock:
             self._unclean[target.id] = what
-
-
-class _Turn(threading.Event):
-    """Set while that is so."""
-
-    def __init__(self, so: Callable[[], bool]):
-        super().__init__()
-        self._so = so
-
-    def is_set(self) -> bool:
-        return self._so()
-
-
-class _Follower:
-    """Reads one agent's events over as many connections as it takes, forwards them, and remembers what matters later."""
-
-    def __init__(self, fleet: Fleet, target: Target):
-        self._fleet, self._target = fleet, target
-        self._next = 0
-        self._stopped = False
-        self._window = False
-        self.duties = fleet.duties_of(target)
-        self.ended = False
-        self.archive: dict[str, Any] | None = None
-        self.steps_s: list[float] = []
-
-    def until(self, *names: str) -> Iterator[dict[str, Any]]:
-        """Events as they come, up to and with the first of one of these names, or until the agent is gone."""
-        while not self.ended:
-            if self._fleet._interrupted.is_set() and not self._stopped:
-                self._stop()
-            if self.duties is not None:
-                self.duties.do()
-            found: list[dict[str, Any]] = []
-            before = self._next
-
-            def follow(found: list[dict[str, Any]] = found) -> None:
-                for event in self._target.link.events(self._target.directory, self._next, self._give_up()):
-                    self._take(event)
-                    if event["event"] in names:
-                        found.append(event)
-                        return
-
-            self._fleet._persistently(self._target, follow)
-            if found:
-                yield found[0]
-                return
-            if self._next == before and not self._turn():
-                return  # the agent is gone
-
-    def _give_up(self) -> threading.Event:
-        return _Turn(self._turn)
-
-    def _turn(self) -> bool:
-        """Whether there is something to do besides listening."""
-        # Once the agent has been told to stop, its remaining events are worth waiting for.
-        if self._fleet._interrupted.is_set() and not self._stopped:
-            return True
-        return self.duties is not None and self.duties.due()
-
-    def _stop(self) -> None:
-        """The window ends now; before it there is nothing to keep, and the agent abandons by itself."""
-        self._stopped = True
-        self._fleet._persistently(self._target, lambda: self._target.link.call("stop", self._target.directory))
-
-    def _take(self, event: dict[str, Any]) -> None:
-        self._next += 1
-        if event["event"] == "archive":
-            self.archive = event
-        elif event["event"] == "clock":
-            self.steps_s.append(float(event["step_s"]))
-        elif event["event"] == "end":
-            self.ended = True
-        fields = {k: v for k, v in event.items() if k not in ("seq", "event", "time")}
-        target = self._target
-        self._fleet._queue.put(
-            {
-                "time": event["time"],
-                "event": event["event"],
-                "id": target.id,
-                "node": target.node,
-                "capture": target.capture,
-                **fields,
-            }
-        )
-        if self.duties is not None:
-            self.duties.take(event)
