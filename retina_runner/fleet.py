@@ -24,7 +24,7 @@ from typing import Any
 
 from retina_runner.agent.context import utc
 from retina_runner.agent.passing import is_full
-from retina_runner.agent.session import begin_lead_s
+from retina_runner.agent.release import begin_lead_s
 from retina_runner.barrier import Barrier
 from retina_runner.bundle import AgentBundle
 from retina_runner.clocks import Reading, drift

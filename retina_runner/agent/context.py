@@ -141,6 +141,16 @@ class Context:
         self.intervals_ns: Optional[Callable[[], Tuple[Tuple[int, int], ...]]] = None
         self._lock = lock or threading.RLock()
 
+    def arm(self, window: Window, base: str, open_member: Callable[[str], Any],
+            intervals_ns: Callable[[], Tuple[Tuple[int, int], ...]]) -> None:  # fmt: skip
+        """Give it what is known from the release on; `open_member` is the writer's. What is opened is this collector's."""
+
+        def open_own(path: str) -> Any:
+            self.own(path)
+            return open_member(path)
+
+        self.window, self.base, self.open_member, self.intervals_ns = window, base, open_own, intervals_ns
+
     def run(self, argv: Sequence[str], *, limit_s: float = 10.0, output_limit_bytes: int = process.OUTPUT_LIMIT_BYTES,
             stdin: bytes = b"", env: Optional[Mapping[str, str]] = None) -> process.Outcome:  # fmt: skip
         """Run a command to its end or limit and note it for the manifest. Raises process.MissingTool, OSError."""

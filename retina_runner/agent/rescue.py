@@ -5,17 +5,16 @@ Runs in the supervisor. It trusts nothing of the dead worker's memory, only its 
 
 from __future__ import annotations
 
-import json
-from typing import Any, Dict, List
+from typing import List
 
-from retina_runner.agent import facts, manifest
+from retina_runner.agent import ballast, facts, manifest
 from retina_runner.agent.archive import ArchiveWriter
 from retina_runner.agent.context import PARTIAL, Record, Verdict
 from retina_runner.agent.packing import Packing
 from retina_runner.agent.pcap import inspect
 from retina_runner.agent.plan import Plan
 from retina_runner.agent.recorder import stamp_of
-from retina_runner.agent.session import told_with
+from retina_runner.agent.release import told
 from retina_runner.agent.workspace import Journal, Workspace, read_events
 
 
@@ -39,17 +38,15 @@ def rescue(workspace: Workspace, plan: Plan, why: str) -> None:
 
 
 def _pack(workspace: Workspace, plan: Plan, why: str, journal: Journal) -> None:
-    release: Dict[str, Any] = {"t0": plan.t0, "reference_t0": plan.t0}
-    if workspace.release.exists():
-        release = json.loads(workspace.release.read_bytes())
-    t0, reference = float(release["t0"] or 0), float(release["reference_t0"] or 0)
-    base = f"{plan.prefix}-{stamp_of(reference)}UTC"
+    release = told(plan, workspace)
+    assert release is not None, "a window began"
+    base = f"{plan.prefix}-{stamp_of(release.reference_t0)}UTC"
     whole = {str(e["name"]) for e in read_events(workspace.events) if e["event"] == "frozen"}
     for stale in workspace.archive.iterdir():
         if stale.name not in whole:
             stale.unlink()  # the dead worker's archive has no end and can't be continued; what it held is still in raw/
-    (workspace.raw / "ballast").unlink() if (workspace.raw / "ballast").exists() else None
-    record = Record(warnings=[why, *told_with(release)])
+    ballast.give_back(workspace.raw)
+    record = Record(warnings=[why, *release.warnings])
     for entry in plan.entries:
         record.collectors[entry.id] = {
             "name": entry.name,
@@ -58,7 +55,9 @@ def _pack(workspace: Workspace, plan: Plan, why: str, journal: Journal) -> None:
             "why": why,
         }
         journal.emit("collector", collector=entry.id, status="failed", why=why)
-    packing = Packing(ArchiveWriter(workspace.archive / f"{base}.tar.gz", base, mtime=reference), record.short)
+    packing = Packing(
+        ArchiveWriter(workspace.archive / f"{base}.tar.gz", base, mtime=release.reference_t0), record.short
+    )
     for path in sorted(p for p in workspace.out.rglob("*") if p.is_file()):
         record.verdicts.append(Verdict(str(path.relative_to(workspace.out)), PARTIAL, [why]))
     packing.add_folder(workspace.out)
@@ -75,8 +74,10 @@ def _pack(workspace: Workspace, plan: Plan, why: str, journal: Journal) -> None:
     made = packing.finish(
         lambda files: manifest.render(
             plan=plan, record=record, base=base, host=facts.host(), files=files,
-            window=manifest.WindowFacts(t0=reference, t0_node=t0, duration_s=plan.duration_s, late_s=0.0, stopped_early=why),
-            clock=manifest.ClockFacts(release.get("offset_s"), release.get("offset_error_s"), ()),
+            window=manifest.WindowFacts(
+                t0=release.reference_t0, t0_node=release.t0, duration_s=plan.duration_s, late_s=0.0, stopped_early=why,
+            ),
+            clock=manifest.ClockFacts(*release.offset, steps=()),
             cost=manifest.CostFacts(0.0, 0, 0, 0.0), phases={},
         )
     )  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
 from retina_runner.agent.plan import Plan
-from retina_runner.agent.session import begin_lead_s
+from retina_runner.agent.release import begin_lead_s
 from retina_runner.agent.shelf import NotKept, keep
 from retina_runner.agent.supervisor import launch, remove
 from retina_runner.agent.workspace import Reader, Workspace, write_whole

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from retina_runner.agent.session import begin_lead_s
+from retina_runner.agent.release import begin_lead_s
 from retina_runner.agent.solo import T0_LEAD_S
 from tests.lab import eventually, processes
 
