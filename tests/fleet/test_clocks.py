@@ -14,7 +14,7 @@ from tests.fleet.fleet import Fleet
 from tests.fleet.test_faults import begin, gone, lasting
 from tests.fleet.test_ssh import SENDER
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.fleet]
 
 RATE = 0.02
 """A node that looks at its clocks each second takes that for turning, not for steps."""

@@ -14,7 +14,7 @@ from tests.fleet.fleet import Fleet
 from tests.fleet.test_ssh import retina_run
 from tests.lab import REPOSITORY, RETINA_RUN, Run, eventually
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.fleet]
 
 RUNBOOK = """
 name: shelf

@@ -18,7 +18,7 @@ from tests.fleet.fleet import Fleet
 from tests.fleet.test_ssh import RUNBOOK, SENDER, retina_run
 from tests.lab import Archive, Run, eventually, sh
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.fleet]
 
 LARGE = """
 name: large

@@ -22,7 +22,7 @@ import pytest
 from tests.fleet.fleet import PASSWORD, Fleet
 from tests.lab import REPOSITORY, eventually, sh
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.fleet]
 
 NODE = 7
 

@@ -15,7 +15,7 @@ from tests.fleet.fleet import Fleet
 from tests.fleet.test_faults import begin, gone, kill, resume, skewed  # noqa: F401 - a fixture
 from tests.lab import Archive, Run, eventually
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.fleet]
 
 RUNBOOK = """
 name: recorder

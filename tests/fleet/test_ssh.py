@@ -13,7 +13,7 @@ from retina_runner.verification import verify_archive
 from tests.fleet.fleet import PASSWORD, Fleet
 from tests.lab import REPOSITORY, RETINA_RUN, Run, sh
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.fleet]
 
 RUNBOOK = """
 name: fleet

@@ -46,8 +46,13 @@ def ended(machine: Machine, name: str) -> dict[str, Any]:
         found.update(json.loads(first) if first else {})
         return found.get("state") == "ended"
 
-    # A minute until it is due, and what a loaded machine needs for BPF programs to compile.
-    eventually(look, f"a run of {name} has ended", 200.0)
+    try:
+        # A minute until it is due, and what a loaded machine needs for BPF programs to compile.
+        eventually(look, f"a run of {name} has ended", 200.0)
+    except AssertionError as error:
+        what_is_there = f"""date; cd /var/lib/retina-run-{name} && find . | head -n 60; tail -n 30 runs/*/events.jsonl
+            ps -ef --forest; journalctl --no-pager -n 60; cat /var/mail/*"""
+        raise AssertionError(f"{error}\n{machine.run('sh', '-c', f'({what_is_there}) 2>&1').stdout}") from error
     return found
 
 
