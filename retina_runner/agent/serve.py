@@ -29,7 +29,7 @@ READ_BYTES = 1 << 18
 READING_VERBS = ("check",)
 QUICK_VERBS = ("start", "release", "freeze", "drop", "alive", "stop")
 PRELOADED = ("checks", "plan", "supervisor", "workspace", "session", "rescue", "following")
-"""Imported before the first request: another run that ends may take the agent's file away while this one is served."""
+"""Imported before the first request, and by that once for all the verbs that are forks."""
 
 
 class _Gone(Exception):
@@ -38,13 +38,11 @@ class _Gone(Exception):
 
 def serve(main: Callable[[Optional[Sequence[str]]], int]) -> NoReturn:
     """Answer requests on stdin until it ends, and the process with it. `main` is the agent's own entry point."""
-    source = Path(sys.argv[0])
-    content = source.read_bytes() if source.is_file() else b""
     for name in PRELOADED:
         importlib.import_module("retina_runner.agent." + name)
     gc.freeze()
     gc.enable()  # the bootstrap has turned it off: what is imported stays
-    server = _Server(main, source, content)
+    server = _Server(main)
     try:
         server.say({"ready": True})
         server.run()
@@ -55,8 +53,8 @@ def serve(main: Callable[[Optional[Sequence[str]]], int]) -> NoReturn:
 
 
 class _Server:
-    def __init__(self, main: Callable[[Optional[Sequence[str]]], int], source: Path, content: bytes):
-        self._main, self._source, self._content = main, source, content
+    def __init__(self, main: Callable[[Optional[Sequence[str]]], int]):
+        self._main = main
         self._input: BinaryIO = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - for the process's life
         self._buffer = b""
 
@@ -78,8 +76,6 @@ class _Server:
                 self._fetch(**request["of"])
                 continue
             words, text = [verb, *request["arguments"]], request.get("stdin", "").encode()
-            if verb == "start":
-                self._put_back()
             if verb == "events":
                 self._here(words, text, self._follow)
             elif verb in QUICK_VERBS:
@@ -102,14 +98,6 @@ class _Server:
         if not chunk:
             raise _Gone
         self._buffer += chunk
-
-    def _put_back(self) -> None:
-        """The agent's file, if another run has swept it away since it was installed."""
-        if self._content and not self._source.exists():
-            self._source.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(str(self._source), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(self._content)
 
     def _fetch(self, directory: str, name: str, offset: int, kept: bool = False) -> None:
         """{"bytes": n}, and n bytes; {"why": …} for an archive that can't be read. `kept`: of a shelf, not of an agent."""

@@ -20,6 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Dict, List
 
+from retina_runner.agent import own_file
 from retina_runner.agent.plan import Plan
 from retina_runner.agent.process import start_ticks, stat_fields
 from retina_runner.agent.session import Session
@@ -200,7 +201,7 @@ def remove(workspace: Workspace, limit_s: float = END_LIMIT_S) -> Dict[str, obje
     Returns {"removed": bool}; False, with `why`, when the agent didn't end within the limit.
     """
     if not workspace.directory.exists():
-        _sweep(workspace.directory.parent)
+        own_file.sweep(workspace.directory.parent)
         return {"removed": True}
     (workspace.directory / "discard").touch(mode=0o600)
     deadline = time.monotonic() + limit_s
@@ -222,16 +223,4 @@ def remove(workspace: Workspace, limit_s: float = END_LIMIT_S) -> Dict[str, obje
 def remove_tree(workspace: Workspace) -> None:
     """Delete the directory, and with the last one of them the agent itself and their parent."""
     shutil.rmtree(str(workspace.directory), ignore_errors=True)
-    _sweep(workspace.directory.parent)
-
-
-def _sweep(parent: Path) -> None:
-    """Remove the agents' files and their folder, when no plan is left in it."""
-    try:
-        left = [p for p in parent.iterdir() if not (p.name.startswith("agent-") and p.name.endswith(".pyz"))]
-        if not left:
-            for agent in parent.glob("agent-*.pyz"):
-                agent.unlink()
-            parent.rmdir()
-    except OSError:
-        pass  # it isn't there, or somebody else's run has begun in it meanwhile
+    own_file.sweep(workspace.directory.parent)

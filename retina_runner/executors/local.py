@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from retina_runner.agent import own_file
 from retina_runner.bundle import AgentBundle
 from retina_runner.executors import Clock, LinkLost, LinkRefused
 
@@ -32,30 +33,40 @@ class LocalLink:
         self._work = Path(work_directory)
         self._agent: Path | None = None
         self._bundle: AgentBundle | None = None
+        self._held: int | None = None
 
     def connect(self) -> None:
         pass
 
     def install(self, agent: AgentBundle) -> None:
+        self.close()
         target = self._work / agent.name
         try:
-            self._work.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not target.exists() or target.read_bytes() != agent.content:
-                part = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
-                descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(agent.content)
-                os.replace(part, target)
+            while self._held is None:
+                self._put(agent, target)
+                self._held = own_file.hold(target)  # None: the last of other runs has just taken it away
         except OSError as error:
             raise LinkRefused(str(error.filename or target), error.strerror or str(error),
                               "choose a directory that you may write to with --work-dir") from error  # fmt: skip
         self._agent, self._bundle = target, agent
 
+    def _put(self, agent: AgentBundle, target: Path) -> None:
+        self._work.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            if target.exists() and target.read_bytes() == agent.content:
+                return
+            part = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(agent.content)
+            os.replace(part, target)
+        except FileNotFoundError:
+            pass  # the same, with its folder
+
     def _argv(self, verb: str, *arguments: str) -> list[str]:
         if self._agent is None or self._bundle is None:
             raise LinkRefused("agent", "it isn't installed yet")
-        if not self._agent.exists():
-            # The last plan of another run, ending just now, has taken it away.
+        if self._held is None:
             self.install(self._bundle)
         # Isolated: neither PYTHON* variables nor a user's site-packages can change what runs, perhaps as root.
         return [sys.executable, "-I", str(self._agent), verb, *arguments]
@@ -68,6 +79,9 @@ class LocalLink:
             raise LinkRefused(f"agent {verb}", f"no answer within {limit_s:.0f} s") from error
         except OSError as error:
             raise LinkRefused(f"agent {verb}", error.strerror or str(error)) from error
+        if verb == "remove":
+            self.close()
+            own_file.sweep(self._work)  # what the verb couldn't, since the file was held for it
         return answer_of(verb, done.returncode, done.stdout, done.stderr)
 
     def events(self, directory: str, first: int, give_up: threading.Event) -> Iterator[dict[str, Any]]:
@@ -105,7 +119,9 @@ class LocalLink:
         return Clock(0.0, 0.0)
 
     def close(self) -> None:
-        pass
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
 
 def _lines(argv: list[str], give_up: threading.Event) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ from retina_runner.bundle import AgentBundle
 _PROGRAM = """
 import gc
 gc.disable()
-import hashlib, json, os, stat, sys
+import fcntl, hashlib, json, os, stat, sys
 source = open(0, "rb", 0, closefd=False)
 want = json.loads(source.readline())
 def say(**answer):
@@ -30,6 +30,19 @@ if sys.version_info < (3, 9):
            "name another with ansible_python_interpreter")
 folder = want["directory"]
 path = os.path.join(folder, want["name"])
+def hold():
+    # As own_file.hold does, which isn't here yet: another run that ends now takes the file away, but not one that is held.
+    try:
+        held = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(held, fcntl.LOCK_SH)
+        except OSError:
+            pass
+        if os.path.samestat(os.fstat(held), os.stat(path)):
+            return held
+    except FileNotFoundError:
+        return None
+    os.close(held)
 def take():
     os.umask(0o077)
     os.makedirs(folder, 0o700, exist_ok=True)
@@ -37,20 +50,28 @@ def take():
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
         refuse(folder, "it isn't a directory that this user alone may write to",
                "remove it, or choose another with retina_work_dir in the inventory")
-    try:
-        with open(path, "rb") as file:
-            have = hashlib.sha256(file.read()).hexdigest() == want["sha256"]
-    except FileNotFoundError:
-        have = False
+    held = hold()
+    have = held is not None and hashlib.sha256(os.pread(held, want["size"] + 1, 0)).hexdigest() == want["sha256"]
     say(have=have)
     if have:
-        return
+        return held
     content = b""
     while len(content) < want["size"]:
         chunk = source.read(want["size"] - len(content))
         if not chunk:
             sys.exit(1)
         content += chunk
+    for _ in range(9):
+        try:
+            put(content)
+        except FileNotFoundError:  # the last of other runs has just taken the folder away
+            os.makedirs(folder, 0o700, exist_ok=True)
+            continue
+        held = hold()
+        if held is not None:
+            return held
+    refuse(path, "other runs take it away again and again", "try once more")
+def put(content):
     part = "%s.%d.part" % (path, os.getpid())
     try:
         with open(part, "wb") as file:
@@ -67,7 +88,7 @@ def take():
             pass
         raise
 try:
-    take()
+    held = take()
 except OSError as error:
     space = error.errno in (28, 122)
     refuse("disk space" if space else str(error.filename or folder), str(error.strerror),
@@ -76,7 +97,9 @@ except OSError as error:
 source.close()
 sys.argv[:] = [path, "serve"]
 sys.path.insert(0, path)
+from retina_runner.agent import own_file
 from retina_runner.agent.__main__ import main
+own_file.held = held
 sys.exit(main())
 """
 """What `python3 -I` runs on a node that may not have the agent yet: takes it if it isn't there, and becomes it, in the

@@ -150,3 +150,37 @@ class Conformance:
         finally:
             assert link.call("remove", directory)["removed"]
             link.close()
+
+    def test_a_run_that_ends_takes_the_agent_away_from_no_other(self, bench: Bench) -> None:
+        """The file is shared: the last one to go removes it, however often one ends while another begins."""
+        over = threading.Event()
+        troubles: list[BaseException] = []
+
+        def come_and_go() -> None:
+            try:
+                while not over.is_set():
+                    passing = open_link(bench.again)
+                    passing.call("remove", bench.directory())
+                    passing.close()
+            except BaseException as error:
+                troubles.append(error)
+
+        others = [threading.Thread(target=come_and_go) for _ in range(2)]
+        for other in others:
+            other.start()
+        try:
+            for _ in range(8):
+                link, directory = open_link(bench.first), bench.directory()
+                plan = plan_of(bench.executor)
+                assert link.call("check", "--directory", bench.work, stdin=plan.text)["ok"]
+                assert link.call("start", directory, stdin=plan.text)["ok"]
+                follow(link, directory, "ready")
+                release(link, directory, 0.1)
+                follow(link, directory, "end")
+                assert link.call("remove", directory)["removed"]
+                link.close()
+        finally:
+            over.set()
+            for other in others:
+                other.join()
+        assert not troubles, troubles
