@@ -9,14 +9,15 @@ from __future__ import annotations
 import errno
 import fnmatch
 import json
-import os
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from retina_runner.agent import process
+from retina_runner.agent.artefact import Artefact
 from retina_runner.agent.passing import is_full
 
 HELD_BYTES = 32 << 20
@@ -59,6 +60,15 @@ class Verdict:
         if reason not in self.reasons:
             self.reasons.append(reason)
 
+    @contextmanager
+    def at_stake(self, what: str = "") -> Iterator[None]:
+        """Lower it when that which it speaks of isn't finished: a collector that fails leaves nothing that claims to be whole."""
+        try:
+            yield
+        except Exception as error:
+            self.lower(PARTIAL, f"{what}: {said(error)}" if what else f"unfinished: {said(error)}")
+            raise
+
 
 @dataclass(frozen=True)
 class Window:
@@ -99,6 +109,10 @@ class Record:
     """Which collector (its id in the plan) an artefact of the archive is of."""
     held: Dict[str, bytes] = field(default_factory=dict)
     """Artefacts that the disk had no room for."""
+    reserved: Dict[str, int] = field(default_factory=dict)
+    """How many bytes of memory each of them has, also those that are being written."""
+    full: bool = False
+    """Whether that has been told."""
 
     def short(self, artefact: Short) -> None:
         """An artefact that isn't whole in the archive: a gap, and a verdict of it or of what it belongs to that says so."""
@@ -152,9 +166,13 @@ class Context:
         self.window, self.base, self.open_member, self.intervals_ns = window, base, open_own, intervals_ns
 
     def run(self, argv: Sequence[str], *, limit_s: float = 10.0, output_limit_bytes: int = process.OUTPUT_LIMIT_BYTES,
-            stdin: bytes = b"", env: Optional[Mapping[str, str]] = None) -> process.Outcome:  # fmt: skip
-        """Run a command to its end or limit and note it for the manifest. Raises process.MissingTool, OSError."""
-        outcome = process.run(argv, limit_s=limit_s, stdin=stdin, output_limit_bytes=output_limit_bytes, env=env)
+            stdin: bytes = b"", env: Optional[Mapping[str, str]] = None,
+            keep: Optional[Callable[[bytes], None]] = None) -> process.Outcome:  # fmt: skip
+        """Run a command to its end or limit and note it for the manifest. `keep` gets its stdout piece by piece instead of
+        the outcome. Raises process.MissingTool, OSError."""
+        outcome = process.run(
+            argv, limit_s=limit_s, stdin=stdin, output_limit_bytes=output_limit_bytes, env=env, keep=keep
+        )
         self.note_command(outcome)
         return outcome
 
@@ -171,49 +189,64 @@ class Context:
         """Put one artefact into the archive. `path` is relative, with `/`; anything but bytes and text becomes JSON.
 
         What a full disk has no room for waits in memory. Raises ValueError for a path that could leave the archive,
-        OSError from the disk, ENOSPC only when HELD_BYTES are taken too; the gap is noted then.
+        OSError from the disk, ENOSPC only when HELD_BYTES are taken too; nothing of it is kept and the gap is noted then.
         """
         if isinstance(content, str):
             content = content.encode("utf-8", "surrogateescape")
         elif not isinstance(content, (bytes, bytearray)):
             content = (json.dumps(content, indent=1, sort_keys=False) + "\n").encode()
+        artefact = self._artefact(path)
+        artefact.write(content)
         try:
-            target = self.place(path)
-            try:
-                descriptor = os.open(str(target), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(content)
-            except OSError:
-                target.unlink(missing_ok=True)
-                raise
+            artefact.close()
         except OSError as error:
-            if not is_full(error):
-                raise
-            self._hold(path, bytes(content))
+            artefact.discard()
+            raise self._told(path, error, f"no space left on the node for {len(content)} B") from None
 
-    def _hold(self, path: str, content: bytes) -> None:
-        """Keep in memory what can't be written. Raises OSError (ENOSPC) when that is more than it may be."""
-        first = False
+    @contextmanager
+    def stream(self, path: str) -> Iterator[Artefact]:
+        """Put one artefact into the archive as it comes; none of it is held in memory while the disk has room.
+
+        Raises as `write`, when it is left; of an artefact that isn't whole then what came first is kept, and the gap is noted.
+        """
+        artefact = self._artefact(path)
+        try:
+            with artefact:
+                yield artefact
+        except OSError as error:
+            raise self._told(
+                path, error, f"no space left on the node: only its first {artefact.size_bytes} B are kept"
+            ) from None
+
+    def _artefact(self, path: str) -> Artefact:
+        check_path(path)
+        return Artefact(path, self.place, self.record.held, self._reserve)
+
+    def _told(self, path: str, error: OSError, why: str) -> OSError:
+        """The error to raise; of one that says that the disk is full the gap is noted."""
+        if not is_full(error):
+            return error
+        self.skip(path, why, "free some space, or set limits.disk_free_bytes")
+        return OSError(errno.ENOSPC, why)
+
+    def _reserve(self, path: str, size_bytes: int) -> bool:
+        """Set so much memory aside for that artefact, if there is so much for it. That the disk is full is told once."""
         with self._lock:
-            first = not self.record.held
-            taken = sum(map(len, self.record.held.values())) + len(content)
-            fits = taken <= HELD_BYTES - (0 if len(content) <= HELD_SMALL_BYTES else HELD_BYTES // 4)
+            first, reserved = not self.record.full, self.record.reserved
+            taken = size_bytes + sum(size for other, size in reserved.items() if other != path)
+            fits = taken <= HELD_BYTES - (0 if size_bytes <= HELD_SMALL_BYTES else HELD_BYTES // 4)
             if fits:
-                self.record.held[path] = content
-        if first:
+                reserved[path] = size_bytes
+            self.record.full = self.record.full or size_bytes > 0
+        if first and size_bytes:
             self.emit("limit", limit="disk_full", why="no space left on the node; small outputs are kept in memory")
-        if not fits:
-            why = f"no space left on the node for {len(content)} B"
-            self.skip(path, why, "free some space, or set limits.disk_free_bytes")
-            raise OSError(errno.ENOSPC, why)
+        return fits
 
     def place(self, path: str) -> Path:
         """Where an artefact of this relative path is written; its folders are made. Raises ValueError, OSError."""
-        parts = path.split("/")
-        if path.startswith("/") or any(p in ("", ".", "..") for p in parts) or "\0" in path:
-            raise ValueError(f"not a relative path inside the archive: {path!r}")
+        check_path(path)
         self.own(path)
-        target = self.out.joinpath(*parts)
+        target = self.out.joinpath(*path.split("/"))
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return target
 
@@ -252,6 +285,19 @@ class Context:
         with self._lock:
             self.record.verdicts.append(verdict)
         return verdict
+
+
+def check_path(path: str) -> None:
+    """Raise ValueError for an artefact's path that isn't relative, or could leave the archive."""
+    if path.startswith("/") or any(p in ("", ".", "..") for p in path.split("/")) or "\0" in path:
+        raise ValueError(f"not a relative path inside the archive: {path!r}")
+
+
+def said(error: Exception) -> str:
+    """An error for people; of one that isn't known as such, its kind too."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) if type(error) in (RuntimeError, Gap) else f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def utc(when: Optional[float] = None) -> str:

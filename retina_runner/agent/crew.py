@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List
 
 from retina_runner.agent import collectors
-from retina_runner.agent.context import Context, Gap, Record, utc
+from retina_runner.agent.context import Context, Gap, Record, said, utc
 from retina_runner.agent.plan import Entry
 from retina_runner.agent.workspace import Workspace
 
@@ -104,10 +104,3 @@ class Crew:
 def wished(entry: Entry) -> Dict[str, Any]:
     """An entry's options as the runbook has them. What the runner brought along is in the capabilities, if it was used."""
     return {name: value for name, value in entry.options.items() if name != "bytecode"}
-
-
-def said(error: Exception) -> str:
-    """An error for people; of one that isn't known as such, its kind too."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) if type(error) is RuntimeError else f"{type(error).__name__}: {error}"

@@ -15,7 +15,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import IO, Callable, List, Mapping, Optional, Sequence, Tuple, Union
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where node tools are looked for: an SSH or cron session's PATH often lacks the sbin directories."""
@@ -133,11 +133,13 @@ def run(
     output_limit_bytes: int = OUTPUT_LIMIT_BYTES,
     cwd: Optional[Path] = None,
     env: Optional[Mapping[str, str]] = None,
+    keep: Optional[Callable[[bytes], None]] = None,
 ) -> Outcome:
     """Run a command to its end or its limit. A non-zero status is an Outcome, never an exception.
 
-    Output beyond `output_limit_bytes` (stdout) is read and thrown away, so that the command can finish. Raises
-    MissingTool when the program isn't installed, OSError when it can't be started.
+    Output beyond `output_limit_bytes` (stdout) is read and thrown away, so that the command can finish. `keep` takes stdout
+    piece by piece, in another thread, so that none of it is in memory; the Outcome has none of it then. Raises MissingTool
+    when the program isn't installed, OSError when it can't be started.
     """
     start, begun = time.time(), time.monotonic()
     process = spawn(
@@ -147,7 +149,7 @@ def run(
     assert process.stdout is not None
     assert process.stderr is not None
     readers = [
-        _Reader(process.stdout, output_limit_bytes),
+        _Reader(process.stdout, output_limit_bytes, keep),
         _Reader(process.stderr, min(output_limit_bytes, 1 << 20)),
     ]
     if stdin:
@@ -194,19 +196,25 @@ def _feed(pipe: Optional[IO[bytes]], data: bytes) -> None:
 
 
 class _Reader(threading.Thread):
-    def __init__(self, pipe: IO[bytes], limit_bytes: int):
+    def __init__(self, pipe: IO[bytes], limit_bytes: int, keep: Optional[Callable[[bytes], None]] = None):
         super().__init__(daemon=True)
-        self.pipe, self.limit_bytes = pipe, limit_bytes
         self.data = bytearray()
         self.truncated = False
+        self._pipe, self._left_bytes = pipe, limit_bytes
+        self._keep: Callable[[bytes], object] = keep or self.data.extend
         self.start()
 
     def run(self) -> None:
         while True:
-            chunk = os.read(self.pipe.fileno(), 1 << 16)
+            chunk = os.read(self._pipe.fileno(), 1 << 16)
             if not chunk:
-                self.pipe.close()
+                self._pipe.close()
                 return
-            room = self.limit_bytes - len(self.data)
-            self.data += chunk[:room]
-            self.truncated = self.truncated or len(chunk) > room
+            self.truncated = self.truncated or len(chunk) > self._left_bytes
+            kept = chunk[: self._left_bytes]
+            self._left_bytes -= len(kept)
+            try:
+                if kept:
+                    self._keep(kept)
+            except MemoryError:  # the limit lets more through than this process may have: it is cut there
+                self._left_bytes, self.truncated = 0, True

@@ -12,10 +12,10 @@ from typing import Any, Callable, Dict, List, Optional
 
 from retina_runner.agent import counters, manifest
 from retina_runner.agent.archive import ArchiveWriter
-from retina_runner.agent.context import COMPLETE, PARTIAL, Context, Record, Verdict, Window
+from retina_runner.agent.context import COMPLETE, PARTIAL, Context, Record, Verdict, Window, said
 from retina_runner.agent.counters import Snapshot
 from retina_runner.agent.course import Course, sealed
-from retina_runner.agent.crew import Crew, said, wished
+from retina_runner.agent.crew import Crew, wished
 from retina_runner.agent.framing import Framing
 from retina_runner.agent.packing import Packing
 from retina_runner.agent.recorder import Freeze

@@ -13,9 +13,9 @@ from typing import Any, Optional, Tuple
 from retina_runner.agent import ballast, bounds, conditions, manifest, release
 from retina_runner.agent.archive import ArchiveWriter
 from retina_runner.agent.clock import NodeClock
-from retina_runner.agent.context import COMPLETE, PARTIAL, Gap, Record, Short, Verdict, Window, utc
+from retina_runner.agent.context import COMPLETE, PARTIAL, Gap, Record, Short, Verdict, Window, said, utc
 from retina_runner.agent.course import Course, sealed
-from retina_runner.agent.crew import Crew, said
+from retina_runner.agent.crew import Crew
 from retina_runner.agent.framing import Framing, GzipFraming, framing_of
 from retina_runner.agent.looks import Looks
 from retina_runner.agent.packing import Packing
@@ -318,7 +318,7 @@ class Session:
     def _judge_window(self) -> None:
         """What befell the whole window lowers every artefact's verdict."""
         if not self.record.verdicts:
-            self.record.verdicts.append(Verdict("manifest.json", COMPLETE))
+            self.record.verdicts.append(self._of_nothing())
         assert self._window is not None
         self._course.judge_filters(self.record)
         for verdict in self.record.verdicts:
@@ -328,6 +328,14 @@ class Session:
                 )
             if self._late_s > 0.1:
                 verdict.lower(PARTIAL, f"this node began {self._late_s:.1f} s after T0")
+
+    def _of_nothing(self) -> Verdict:
+        """The verdict of an archive that no collector has judged anything of."""
+        verdict = Verdict("manifest.json", COMPLETE)
+        for name, collector in self.record.collectors.items():
+            if collector.get("status") == "failed":
+                verdict.lower(PARTIAL, f"{name} failed: {collector['why']}")
+        return verdict
 
     def _manifest(self, files: Any) -> bytes:
         assert self._window is not None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 from retina_runner import schema
 from retina_runner.agent import collectors
 from retina_runner.agent.context import Context, Gap, Record, Window
+from tests.lab import REPOSITORY, Lab
 
 CANARY = "canary-77aa01"
 
@@ -137,3 +141,74 @@ def test_a_status_that_is_expected_is_no_trouble(tmp_path: Path) -> None:
 def test_a_program_that_is_not_there_is_a_gap(tmp_path: Path) -> None:
     with pytest.raises(Gap, match="not installed"):
         run_command(tmp_path, argv=["no-such-program"])
+
+
+def test_a_command_that_cannot_be_started_at_all_leaves_nothing_that_claims_to_be_whole(tmp_path: Path) -> None:
+    made = context("command", {"argv": ["echo", "a\0b"], "when": ["before"]}, tmp_path)
+    with pytest.raises(ValueError, match="null byte"):
+        collectors.load("command", made).prepare()
+    assert verdicts(made)["commands/command"] == ("partial", "before: ValueError: embedded null byte")
+    assert collected(made) == {}
+
+
+def test_nor_does_one_that_breaks_off_during_the_window(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="null byte"):
+        run_command(tmp_path, argv=["echo", "a\0b"], when=["during"])
+
+
+def test_output_and_files_go_to_the_disk_as_they_come(tmp_path: Path) -> None:
+    """300 MB each, in a process that may have 64 MB more than Python itself has."""
+    (tmp_path / "large").write_bytes(b"")
+    os.truncate(tmp_path / "large", 300_000_000)
+    script = """
+import json, resource, sys, time
+from pathlib import Path
+from retina_runner.agent import collectors
+from retina_runner.agent.context import Context, Record
+folder, name, options = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+used = int([l for l in open("/proc/self/status") if l.startswith("VmData")][0].split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (used + (64 << 20), -1))
+record = Record()
+collector = collectors.load(name, Context(name, options, folder / "out", folder / "raw", record, lambda event, **fields: None))
+collector.prepare()
+print(json.dumps([[v.verdict, v.reasons] for v in record.verdicts]))
+"""
+    for name, options in (
+        ("command", {"argv": ["head", "-c", "300000000", "/dev/zero"], "output_limit": "1GB", "when": ["before"]}),
+        ("files", {"paths": [f"{tmp_path}/large"], "max_size": "1GB", "total_size": "1GB", "when": ["before"]}),
+    ):
+        normal = schema.normalise(options, schema.load(f"collectors/{name}"))
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path), name, json.dumps(normal)],
+            capture_output=True, text=True, check=False, cwd=REPOSITORY,
+        )  # fmt: skip
+        assert (done.stderr, done.stdout) == ("", '[["complete", []]]\n')
+    sizes = [p.stat().st_size for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert sizes == [300_000_000, 300_000_000]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", ["iptables", "network-state"])
+def test_what_is_cut_is_told_and_what_breaks_off_is_not_whole(lab: Lab, tmp_path: Path, name: str) -> None:
+    for number in range(30):
+        lab.inside(lab.a, "iptables-nft", "-A", "INPUT", "-s", f"10.9.0.{number}", "-j", "ACCEPT")
+    options = {"netns": lab.a if name == "iptables" else [lab.a], "output_limit": "1kB"}
+    path, found = f"state/delta/{name}.json", []
+    for blocked in (False, True):
+        (tmp_path / str(blocked)).mkdir()
+        made = context(name, options, tmp_path / str(blocked))
+        collector = collectors.load(name, made)
+        collector.prepare()
+        collector.begin()
+        collector.end()
+        if blocked:
+            (made.out / "state").mkdir(exist_ok=True)
+            (made.out / "state" / "delta").write_text("not a folder")
+            with pytest.raises(OSError, match="exists"):
+                collector.finish()
+        else:
+            collector.finish()
+        found.append(verdicts(made)[path])
+    assert [verdict for verdict, _ in found] == ["partial", "partial"]
+    assert "cut at 1000 B" in found[0][1]
+    assert "unfinished: " in found[1][1]

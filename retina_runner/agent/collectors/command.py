@@ -1,6 +1,7 @@
 """command: the output of the user's own commands, before, after, or every so often during the window.
 
 A command that fails or hangs costs its own output only. Each run is in the manifest with its argv, status and duration.
+Output goes to the disk as it comes: how much of it is kept isn't a matter of memory.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import time
 from typing import Any, List, Mapping, Optional, Tuple
 
 from retina_runner.agent import process
+from retina_runner.agent.artefact import Artefact
 from retina_runner.agent.collectors import Collector
 from retina_runner.agent.context import COMPLETE, PARTIAL, Context, Gap, Verdict
+from retina_runner.agent.passing import is_full
 
 
 class Command(Collector):
@@ -25,6 +28,7 @@ class Command(Collector):
         self._verdict: Optional[Verdict] = None
         self._over = threading.Event()
         self._lost: List[str] = []
+        self._trouble: Optional[Exception] = None
         self._thread: Optional[threading.Thread] = None
 
     def prepare(self) -> None:
@@ -44,37 +48,48 @@ class Command(Collector):
         begun = time.monotonic() + (self.context.window.t0 - time.time())
         every, number = self.context.options["every"], 0
         while not self._over.wait(max(0.0, begun + number * every - time.monotonic())):
-            self._run(f"during-{number:05d}")
+            try:
+                self._run(f"during-{number:05d}")
+            except Exception as error:
+                self._trouble = error
+                return
             # The next beat that is still ahead: a slow run leaves out those that it overlaps.
             number = max(number + 1, int((time.monotonic() - begun) / every) + 1)
 
     def _run(self, when: str) -> None:
+        """A full disk costs this output, and with `during` those that would come: none of the earlier ones."""
+        assert self._verdict is not None
+        with self._verdict.at_stake(when):
+            try:
+                with self.context.stream(f"{self._folder}/{when}.stdout") as stdout:
+                    outcome = self._outcome(when, stdout)
+                if outcome is not None and outcome.stderr:
+                    self.context.write(f"{self._folder}/{when}.stderr", outcome.stderr)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                self._over.set()
+                self._lost.append(when)
+                self._verdict.lower(PARTIAL, f"{when}: {error.strerror}")
+
+    def _outcome(self, when: str, stdout: Artefact) -> Optional[process.Outcome]:
+        """How the command ended, judged; None when it couldn't be started."""
         options = self.context.options
         assert self._verdict is not None
         try:
             outcome = self.context.run(
-                self._argv, limit_s=options["limit"], output_limit_bytes=options["output_limit"], env=options["env"]
-            )
+                self._argv, limit_s=options["limit"], output_limit_bytes=options["output_limit"], env=options["env"],
+                keep=stdout.write,
+            )  # fmt: skip
         except (process.MissingTool, OSError) as error:
+            stdout.discard()
             self._verdict.lower(PARTIAL, f"{when}: {error}")
-            return
-        for name, output in (("stdout", outcome.stdout), ("stderr", outcome.stderr)):
-            if output or name == "stdout":
-                self._keep(f"{when}.{name}", output)
+            return None
         if outcome.timed_out or outcome.exit_status not in options["ok_exit"]:
             self._verdict.lower(PARTIAL, f"{when}: {outcome.why() or f'exit status {outcome.exit_status}'}")
         if outcome.truncated:
             self._verdict.lower(PARTIAL, f"{when}: output cut at {options['output_limit']} B")
-
-    def _keep(self, name: str, output: bytes) -> None:
-        """A full disk costs this output, and with `during` those that would come: none of the earlier ones."""
-        assert self._verdict is not None
-        try:
-            self.context.write(f"{self._folder}/{name}", output)
-        except OSError as error:
-            self._over.set()
-            self._lost.append(name)
-            self._verdict.lower(PARTIAL, f"{name}: {error.strerror}")
+        return outcome
 
     def end(self) -> None:
         self._over.set()
@@ -83,6 +98,8 @@ class Command(Collector):
         self.abandon()
         if "after" in self._when:
             self._run("after")
+        if self._trouble is not None:
+            raise self._trouble
         if self._lost:
             raise RuntimeError(f"no space left on the node for {', '.join(self._lost)}")
 

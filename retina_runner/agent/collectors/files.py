@@ -11,7 +11,7 @@ import fnmatch
 import glob
 import os
 import stat
-from typing import Any, List, Tuple
+from typing import BinaryIO, Iterator, List, Tuple
 
 from retina_runner.agent.collectors import Collector
 from retina_runner.agent.context import COMPLETE, PARTIAL, Context, Gap, Verdict
@@ -45,24 +45,36 @@ class Files(Collector):
             raise RuntimeError(f"no space left on the node for {len(self._lost)} files: {', '.join(self._lost[:3])}")
 
     def _copy_all(self, when: str) -> None:
-        verdict = Verdict(f"files/{when}", COMPLETE)
-        left = self._options["total_size"]
-        for path in self._matches():
-            try:
-                content, cut = self._read(path, left)
-            except Gap as gap:
-                self.context.skip(gap.what, gap.why, gap.hint)
-                verdict.lower(PARTIAL, f"{path}: {gap.why}")
-                continue
-            left -= len(content)
+        verdict = self.context.verdict(Verdict(f"files/{when}", COMPLETE))
+        with verdict.at_stake():
+            left = self._options["total_size"]
+            for path in self._matches():
+                try:
+                    left -= self._copy(path, f"files/{when}{path}", left, verdict)
+                except Gap as gap:
+                    self.context.skip(gap.what, gap.why, gap.hint)
+                    verdict.lower(PARTIAL, f"{path}: {gap.why}")
+                except OSError as error:
+                    self._lost.append(path)
+                    verdict.lower(PARTIAL, f"{path}: {error.strerror}")
+
+    def _copy(self, path: str, to: str, left: int, verdict: Verdict) -> int:
+        """Its bytes that were copied, `left` at most. Raises Gap for what isn't, OSError for what has no room here."""
+        with self._open(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            most = min(self._options["max_size"], left)
+            cut = size > most
+            if cut and (not self._options["tail"] or most <= 0):
+                which = "total_size" if left < self._options["max_size"] else "max_size"
+                raise Gap(path, f"has {size} B, more than {which} leaves", "tail: true keeps its end")
             if cut:
-                verdict.lower(PARTIAL, f"{path}: only its last {len(content)} B")
-            try:
-                self.context.write(f"files/{when}{path}", content)
-            except OSError as error:
-                self._lost.append(path)
-                verdict.lower(PARTIAL, f"{path}: {error.strerror}")
-        self.context.verdict(verdict)
+                file.seek(size - most)
+            with self.context.stream(to) as artefact:
+                for chunk in _chunks(path, file, most):
+                    artefact.write(chunk)
+        if cut:
+            verdict.lower(PARTIAL, f"{path}: only its last {artefact.size_bytes} B")
+        return artefact.size_bytes
 
     def _matches(self) -> List[str]:
         found: List[str] = []
@@ -78,8 +90,8 @@ class Files(Collector):
             self.context.skip("files", f"{len(found)} files match; only the first {MOST_FILES} are copied")
         return found[:MOST_FILES]
 
-    def _read(self, path: str, left: int) -> Tuple[bytes, bool]:
-        """(content, whether it is only the end). Raises Gap for what isn't copied."""
+    def _open(self, path: str) -> BinaryIO:
+        """Raises Gap for what isn't copied."""
         real = os.path.realpath(path)
         if not self._options["allow_sensitive"] and any(
             fnmatch.fnmatchcase(p, s) for p in (path, real) for s in SENSITIVE
@@ -91,27 +103,21 @@ class Files(Collector):
         except OSError as error:
             why = "is a link that appeared meanwhile" if error.errno == errno.ELOOP else error.strerror or str(error)
             raise Gap(path, why) from error
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise Gap(path, "is not a regular file")
-            return self._bounded(path, file, status.st_size, left)
+        file: BinaryIO = os.fdopen(descriptor, "rb", buffering=0)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            file.close()
+            raise Gap(path, "is not a regular file")
+        return file
 
-    def _bounded(self, path: str, file: Any, size: int, left: int) -> Tuple[bytes, bool]:
-        most = min(self._options["max_size"], left)
-        cut = size > most
-        if cut and (not self._options["tail"] or most <= 0):
-            which = "total_size" if left < self._options["max_size"] else "max_size"
-            raise Gap(path, f"has {size} B, more than {which} leaves", "tail: true keeps its end")
-        if cut:
-            file.seek(size - most)
-        content = bytearray()
+
+def _chunks(path: str, file: BinaryIO, most: int) -> Iterator[bytes]:
+    """What there is from here on, so many bytes at most. Raises Gap when it can't be read."""
+    while most > 0:
         try:
-            while len(content) < most:
-                chunk = file.read(min(READ_BYTES, most - len(content)))
-                if not chunk:
-                    break
-                content += chunk
+            chunk = file.read(min(READ_BYTES, most))
         except OSError as error:
             raise Gap(path, error.strerror or str(error)) from error
-        return bytes(content), cut
+        if not chunk:
+            return
+        most -= len(chunk)
+        yield chunk

@@ -132,17 +132,21 @@ class Iptables(Collector):
     def finish(self) -> None:
         self._slow("after")
         verdict = self.context.verdict(Verdict(self._path(DELTA), COMPLETE))
+        with verdict.at_stake():
+            self._write_delta(verdict)
+
+    def _write_delta(self, verdict: Verdict) -> None:
         deltas: Dict[str, Any] = {}
         snapshots: Dict[str, Dict[str, Any]] = {"before": {}, "after": {}}
         for source in self._sources:
-            texts = [
-                outcome.stdout.decode("utf-8", "replace") if outcome else None
-                for outcome in (self._before.get(source.name), self._after.get(source.name))
-            ]
-            for when, text in zip(("before", "after"), texts):
-                if text is not None:
-                    self.context.write(f"state/{when}/{self._folder()}{source.name}.rules", text)
-                    snapshots[when][source.name] = _typed(source, rules.parse(text))
+            texts: List[Optional[str]] = []
+            for when, outcome in (("before", self._before.get(source.name)), ("after", self._after.get(source.name))):
+                texts.append(outcome.stdout.decode("utf-8", "replace") if outcome else None)
+                if outcome is not None and outcome.truncated:
+                    verdict.lower(PARTIAL, f"{source.name}: {when} the window cut at {self._output_bytes} B")
+                if texts[-1] is not None:
+                    self.context.write(f"state/{when}/{self._folder()}{source.name}.rules", texts[-1])
+                    snapshots[when][source.name] = _typed(source, rules.parse(texts[-1]))
             if texts[0] is None or texts[1] is None:
                 verdict.lower(
                     PARTIAL, f"{source.name}: no counters from {'before' if texts[0] is None else 'after'} the window"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 from retina_runner.agent import counters, process
 from retina_runner.agent.collectors import Collector
@@ -35,6 +35,7 @@ class NetworkState(Collector):
         self._before: Taken = {}
         self._after: Taken = {}
         self._ethtool: Dict[str, List[str]] = {}
+        self._cut: Set[Tuple[str, str]] = set()
 
     def prepare(self) -> None:
         self._check_namespaces()
@@ -101,7 +102,9 @@ class NetworkState(Collector):
         if self._wanted("dmesg") and self._options["dmesg_lines"]:
             self._dmesg(when)
         if self._wanted("sysctl"):
-            self._put(when, "", "sysctl", (_settings("/proc/sys/net", self._options["output_limit"]), "/proc/sys/net"))
+            settings = _settings("/proc/sys/net", self._options["output_limit"])
+            self._check_cut("", "sysctl", settings)
+            self._put(when, "", "sysctl", (settings, "/proc/sys/net"))
 
     def _count(self) -> Taken:
         taken: Taken = {}
@@ -135,13 +138,20 @@ class NetworkState(Collector):
                 reasons.append(f"{way.text}: the kernel module {missing[0]} isn't loaded, and it mustn't be for this")
                 continue
             try:
-                return self._by(way, namespace), way.text
+                content = self._by(way, namespace)
+                self._check_cut(namespace, item.name, content)
+                return content, way.text
             except (OSError, RuntimeError, process.MissingTool) as error:
                 reasons.append(f"{way.text}: {error.strerror if isinstance(error, OSError) else error}")
         if not item.optional:
-            what = f"{item.name} in {namespace}" if namespace else item.name
-            self.context.skip(what, "; ".join(reasons))
+            self.context.skip(_what(namespace, item.name), "; ".join(reasons))
         return None
+
+    def _check_cut(self, namespace: str, name: str, content: bytes) -> None:
+        limit = self._options["output_limit"]
+        if len(content) >= limit:
+            self._cut.add((namespace, name))
+            self.context.skip(_what(namespace, name), f"cut at {limit} B", "raise output_limit")
 
     def _by(self, way: Way, namespace: str) -> bytes:
         if way.path and not namespace:
@@ -186,6 +196,10 @@ class NetworkState(Collector):
     def _write_delta(self) -> None:
         path = f"state/delta/{self.context.node_id}.json"
         verdict = self.context.verdict(Verdict(path, COMPLETE))
+        with verdict.at_stake():
+            self.context.write(path, {"format": 1, "counters": self._moved(verdict)})
+
+    def _moved(self, verdict: Verdict) -> List[Dict[str, Any]]:
         moved: List[Dict[str, Any]] = []
         for namespace in self._namespaces:
             for item in self._counters(namespace):
@@ -198,12 +212,14 @@ class NetworkState(Collector):
                             PARTIAL, f"{item.name}: only {'after' if pair[0] is None else 'before'} the window"
                         )
                     continue
+                if (namespace, item.name) in self._cut:
+                    verdict.lower(PARTIAL, f"{_what(namespace, item.name)}: cut at {self._options['output_limit']} B")
                 texts = [found[0].decode("utf-8", "replace") for found in pair if found is not None]
                 for entry in counters.delta(item.name, item.parse(texts[0]), item.parse(texts[1])):
                     moved.append({**entry, "netns": namespace})
                     if entry["status"] == "reset":
                         verdict.lower(UNKNOWN, f"{entry['name']} {entry['labels']} was reset during the window")
-        self.context.write(path, {"format": 1, "counters": moved})
+        return moved
 
 
 def read_bounded(path: str, limit_bytes: int) -> bytes:
@@ -238,6 +254,10 @@ def _settings(top: str, limit_bytes: int) -> bytes:
             if size > limit_bytes:
                 return "".join(lines).encode()[:limit_bytes]
     return "".join(lines).encode()
+
+
+def _what(namespace: str, name: str) -> str:
+    return f"{name} in {namespace}" if namespace else name
 
 
 def _safe(interface: str) -> str:
