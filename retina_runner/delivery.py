@@ -218,13 +218,11 @@ class Delivery:
     def conclude(self, summary: bytes) -> tuple[str, ...]:
         """Put `run.json` beside the archives of every target that has one; what didn't work, in words."""
         problems: list[str] = []
-        seen: list[Target] = []
+        # One a run, also where the key template has a folder for each archive: beside the first of them.
+        first: dict[int, tuple[Target, Parcel]] = {}
         for target, parcel in sorted(self._parcels, key=lambda stored: stored[0].key_for(stored[1])):
-            if any(
-                target is other for other in seen
-            ):  # one a run, also where the key template has a folder for each archive
-                continue
-            seen.append(target)
+            first.setdefault(id(target), (target, parcel))
+        for target, parcel in first.values():
             try:
                 target.note(parcel, "run.json", summary)
             except NotStored as why:

@@ -32,11 +32,9 @@ def main(chosen: argparse.Namespace) -> int:
     if not chosen.check:
         return Exit.SOME_FAILED if _prune(folder, runbook, quiet=chosen.quiet) else Exit.OK
     trouble = False
-    for place in _places(folder, runbook):
-        try:
-            pasts = place.pasts()
-        except NotStored as error:
-            trouble = _said(place, str(error))
+    for place, pasts in _looked_at(folder, runbook):
+        if pasts is None:
+            trouble = True
             continue
         going = {d.past.name: d for d in doomed(pasts, place.keep, time.time())}
         for past in sorted(pasts, key=lambda p: (p.began, p.name), reverse=True):
@@ -84,6 +82,16 @@ def _places(folder: Path, runbook: Runbook) -> Iterator[_Place]:
         yield _Place("", runbook.retention, lambda: tuple(e.past for e in mine.values()), delete)
 
 
+def _looked_at(folder: Path, runbook: Runbook) -> Iterator[tuple[_Place, tuple[Past, ...] | None]]:
+    """Every place with its runs; None for those of one that can't be read, which is told."""
+    for place in _places(folder, runbook):
+        try:
+            yield place, place.pasts()
+        except NotStored as error:
+            _said(place, str(error))
+            yield place, None
+
+
 def _target(upload: Upload, keep: Keep, runbook: str, mine: Mapping[str, history.Entry]) -> _Place:
     from retina_runner.uploads.opening import open_target
     from retina_runner.uploads.pruning import StoredRun, forget, runs_at
@@ -104,11 +112,9 @@ def _prune(folder: Path, runbook: Runbook, quiet: bool) -> bool:
     if folder.is_dir():
         history.sweep(folder)
     trouble = False
-    for place in _places(folder, runbook):
-        try:
-            pasts = place.pasts()
-        except NotStored as error:
-            trouble = _said(place, str(error))
+    for place, pasts in _looked_at(folder, runbook):
+        if pasts is None:
+            trouble = True
             continue
         for gone in doomed(pasts, place.keep, time.time()):
             try:
