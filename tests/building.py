@@ -6,12 +6,14 @@ made again; it may be deleted whenever nothing of the harness runs.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 UNREAD = ("man", "doc", "locale", "info")
@@ -35,6 +37,17 @@ def digest(paths: Iterable[Path], *more: str) -> str:
     for text in more:
         sha.update(text.encode() + b"\0")
     return sha.hexdigest()[:12]
+
+
+@contextmanager
+def making(product: Path) -> Iterator[bool]:
+    """Whether that file or folder of a cache is still to be made. One process makes it, and any other waits for it."""
+    if product.exists():
+        yield False
+        return
+    with open(product.with_name(f".{product.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not product.exists()
 
 
 def call(

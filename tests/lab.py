@@ -183,6 +183,9 @@ class Run:
         self.events: list[dict[str, Any]] = []
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
+        self._said: list[str] = []
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         self.status: int | None = None
 
     def _read(self) -> None:
@@ -190,6 +193,12 @@ class Run:
         for line in self.process.stdout:
             self._queue.put(json.loads(line))
         self._queue.put(None)
+
+    def _listen(self) -> None:
+        """A pipe that nobody reads would hold the runner up when it is full."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._said.append(line)
 
     def wait_for(self, event: str, **fields: Any) -> dict[str, Any]:
         """The next event of this kind with these fields. Fails when the run ends, or wait_s pass, without it."""
@@ -203,10 +212,9 @@ class Run:
                 ) from None
             if found is None:
                 self._queue.put(None)
-                assert self.process.stderr is not None
                 self.process.wait()
                 raise AssertionError(
-                    f"ended without event {event} {fields}; there were {self.events}; stderr: {self.process.stderr.read()}"
+                    f"ended without event {event} {fields}; there were {self.events}; stderr: {self.stderr}"
                 )
             self.events.append(found)
             if found["event"] == event and all(found.get(k) == v for k, v in fields.items()):
@@ -226,8 +234,9 @@ class Run:
 
     @property
     def stderr(self) -> str:
-        assert self.process.stderr is not None
-        return self.process.stderr.read()
+        """All that the runner said there; to be asked for when it has ended."""
+        self._listener.join(self.wait_s)
+        return "".join(self._said)
 
     def all(self, event: str) -> list[dict[str, Any]]:
         return [e for e in self.events if e["event"] == event]

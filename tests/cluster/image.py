@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.building import debian_root, require
-from tests.cluster.places import REPOSITORY, cache, call, digest
+from tests.cluster.places import REPOSITORY, cache, call, digest, making
 from tests.cluster.programs import ARCHITECTURES, kubernetes
 
 NODE_IMAGE = "localhost/retina-run-node:test"
@@ -24,7 +24,9 @@ CONTAINERFILE = REPOSITORY / "images" / "node" / "Containerfile"
 def node_archive() -> Path:
     """The node image as a docker-archive, built from its Containerfile; the first call takes a minute."""
     archive = cache() / f"node-image-{digest([CONTAINERFILE, Path(__file__)])}.tar"
-    if not archive.exists():
+    with making(archive) as wanted:
+        if not wanted:
+            return archive
         found = re.search(r"debian:(\w+)", CONTAINERFILE.read_text())
         assert found, "the Containerfile's base is a Debian suite"
         require("mmdebstrap", "buildah", why="makes the node image", install="mmdebstrap buildah")
@@ -72,7 +74,9 @@ def pause_archive() -> Path:
     """The image of the process that holds a pod's namespaces."""
     program = kubernetes() / "pause"
     archive = cache() / f"pause-image-{digest([program, Path(__file__)])}.tar"
-    if not archive.exists():
+    with making(archive) as wanted:
+        if not wanted:
+            return archive
         with tempfile.TemporaryDirectory(dir=cache()) as folder:
             layer = Path(folder) / "layer.tar"
             with tarfile.open(layer, "w") as tar:

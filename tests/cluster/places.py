@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.building import cache_of
 from tests.building import call as call
 from tests.building import digest as digest
+from tests.building import making as making
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tests.cluster.places import HERE, cache, call, digest
+from tests.cluster.places import HERE, cache, call, digest, making
 
 SOURCES = HERE / "gomod"
 KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl", "etcd")
@@ -28,8 +28,13 @@ def kubernetes() -> Path:
     """A directory with Kubernetes' programs, etcd and pause; the first call builds them, 15 to 20 minutes of CPU time."""
     sources = sorted(p for p in SOURCES.rglob("*") if p.is_file())
     built = cache() / f"kubernetes-{digest(sources)}"
-    if built.is_dir():
-        return built
+    with making(built) as wanted:
+        if wanted:
+            _build(built)
+    return built
+
+
+def _build(built: Path) -> None:
     go = _go()
     version = _kubernetes_version()
     major, minor = version[1:].split(".")[:2]
@@ -48,7 +53,6 @@ def kubernetes() -> Path:
         for name in KUBERNETES:
             (made / name).symlink_to("kubernetes")
         os.rename(made, built)
-    return built
 
 
 def runtime() -> Path:
@@ -58,8 +62,13 @@ def runtime() -> Path:
     if len(candidates) != len(PACKAGES) or "(none)" in candidates:
         raise RuntimeError(f"apt doesn't know all of {', '.join(PACKAGES)}: run apt-get update. It says:\n{policy}")
     unpacked = cache() / f"runtime-{digest((), *candidates)}"
-    if unpacked.is_dir():
-        return unpacked
+    with making(unpacked) as wanted:
+        if wanted:
+            _unpack(unpacked)
+    return unpacked
+
+
+def _unpack(unpacked: Path) -> None:
     with tempfile.TemporaryDirectory(dir=cache()) as folder:
         os.chmod(folder, 0o755)  # apt's own user must reach it
         made = Path(folder) / "tree"
@@ -67,7 +76,6 @@ def runtime() -> Path:
         for package in Path(folder).glob("*.deb"):
             call("dpkg-deb", "-x", str(package), str(made))
         os.rename(made, unpacked)
-    return unpacked
 
 
 def _go() -> str:
@@ -79,20 +87,25 @@ def _go() -> str:
     if found and (int(found[1]), int(found[2])) >= GO_AT_LEAST:
         return go
     toolchain = cache() / f"go-{GO_TOOLCHAIN}"
-    if not toolchain.is_dir():
-        system = f"linux-{ARCHITECTURES.get(platform.machine(), platform.machine())}"
-        with tempfile.TemporaryDirectory(dir=cache()) as folder:
-            fetched = call(
-                go, "mod", "download", "-json", f"golang.org/toolchain@v0.0.1-{GO_TOOLCHAIN}.{system}", cwd=Path(folder)
-            )
-            made = Path(folder) / "go"
-            shutil.copytree(json.loads(fetched)["Dir"], made, copy_function=shutil.copyfile)
-            for program in (*made.glob("bin/*"), *made.glob("pkg/tool/*/*")):
-                program.chmod(0o755)  # files of a module aren't executable
-            for directory in (made, *(p for p in made.rglob("*") if p.is_dir())):
-                directory.chmod(0o755)
-            os.rename(made, toolchain)
+    with making(toolchain) as wanted:
+        if wanted:
+            _fetch_go(go, toolchain)
     return str(toolchain / "bin" / "go")
+
+
+def _fetch_go(go: str, toolchain: Path) -> None:
+    system = f"linux-{ARCHITECTURES.get(platform.machine(), platform.machine())}"
+    with tempfile.TemporaryDirectory(dir=cache()) as folder:
+        fetched = call(
+            go, "mod", "download", "-json", f"golang.org/toolchain@v0.0.1-{GO_TOOLCHAIN}.{system}", cwd=Path(folder)
+        )
+        made = Path(folder) / "go"
+        shutil.copytree(json.loads(fetched)["Dir"], made, copy_function=shutil.copyfile)
+        for program in (*made.glob("bin/*"), *made.glob("pkg/tool/*/*")):
+            program.chmod(0o755)  # files of a module aren't executable
+        for directory in (made, *(p for p in made.rglob("*") if p.is_dir())):
+            directory.chmod(0o755)
+        os.rename(made, toolchain)
 
 
 def _kubernetes_version() -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from tests.cluster.image import Buildah, node_archive
-from tests.cluster.places import REPOSITORY, cache, call, digest
+from tests.cluster.places import REPOSITORY, cache, call, digest, making
 
 RUNNER_IMAGE = "localhost/retina-run:test"
 CONTAINERFILE = REPOSITORY / "images" / "runner" / "Containerfile"
@@ -16,6 +17,8 @@ PYTHON = "3.11"
 """Of the Debian suite that the images are made of: wheels are got for it, whatever Python runs the tests."""
 PARTS = ("retina_runner", "schemas", "runbooks", "bpf")
 """What the package holds."""
+UNUSED_S = 86400
+"""An image of another state of the package may be used by another checkout's tests; not so one that is older."""
 
 
 def runner_archive() -> Path:
@@ -29,7 +32,9 @@ def runner_archive() -> Path:
     node = node_archive()
     key = digest([CONTAINERFILE, Path(__file__), REPOSITORY / "pyproject.toml", *sources], node.name)
     archive = cache() / f"runner-image-{key}.tar"
-    if not archive.exists():
+    with making(archive) as wanted:
+        if not wanted:
+            return archive
         with tempfile.TemporaryDirectory(dir=cache()) as folder:
             context = Path(folder) / "context"
             wheels = context / "wheels"
@@ -44,6 +49,7 @@ def runner_archive() -> Path:
             buildah.build(RUNNER_IMAGE, context, "--build-arg", f"BASE=docker-archive:{node}",
                           "--build-arg", "PIP_OPTIONS=--no-index")  # fmt: skip
             for old in cache().glob("runner-image-*.tar"):
-                old.unlink()
+                if old.stat().st_mtime < time.time() - UNUSED_S:
+                    old.unlink()
             buildah.save(RUNNER_IMAGE, archive)
     return archive

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.building import cache_of, call, debian_root, digest, require
+from tests.building import cache_of, call, debian_root, digest, making, require
 
 SUITES = ("bullseye", "bookworm", "trixie")
 SOURCES = {"bullseye": "deb http://deb.debian.org/debian bullseye main"}
@@ -42,10 +42,16 @@ def image(suite: str) -> Image:
     cache = cache_of("kernels")
     sources = SOURCES.get(suite, "")
     folder = cache / f"{suite}-{digest([], suite, sources, INIT, *PACKAGES)}"
-    if not folder.is_dir():
+    with making(folder) as wanted:
+        if not wanted:
+            return _image(folder)
         require("mmdebstrap", "mkfs.ext4", why="makes the guests' roots", install="mmdebstrap e2fsprogs")
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             _build(suite, Path(scratch), folder)
+    return _image(folder)
+
+
+def _image(folder: Path) -> Image:
     return Image(folder / "vmlinuz", folder / "initrd.img", folder / "root.ext4")
 
 
