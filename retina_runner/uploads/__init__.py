@@ -6,7 +6,6 @@ taken by other content is a failure, by the same content a success. Secrets are 
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,9 +13,6 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from retina_runner.naming import without_ending
-
-DEFAULT_KEY = "{prefix}/{run}/{archive}"
 SINGLE_MOST_BYTES = 32 << 20
 """Up to this size an archive goes in one request; above it in blocks, each of which can be repeated by itself."""
 BLOCK_BYTES = 8 << 20
@@ -24,7 +20,6 @@ MOST_BLOCKS = 10_000
 """Parts of a multipart upload, S3; Azure takes 50,000."""
 MOST_SKEW_S = 300.0
 """How far this machine's clock may be off a store's: beyond it, they refuse signatures (S3: 15 min)."""
-_FIELD = re.compile(r"\{(\w*)\}")
 
 
 class NotStored(Exception):
@@ -147,31 +142,6 @@ def alien(parcel: Parcel, metadata: Mapping[str, Any], note: bool) -> str:
         if known.get(name) != parcel.metadata[name]:
             return f"its metadata say {name} = {known[name]}" if name in known else f"it has no metadata {name}"
     return ""
-
-
-def key_of(template: str, prefix: str, parcel: Parcel) -> str:
-    """The archive's key. Raises NotStored for a field that isn't one."""
-    fields = {"prefix": prefix.strip("/"), "run": parcel.run, "archive": parcel.path.name, "node": parcel.node}
-
-    def put(found: re.Match[str]) -> str:
-        if found[1] not in fields:
-            raise NotStored(f"the key template has no field {found[1]!r}; there are {', '.join(fields)}")
-        return fields[found[1]]
-
-    return re.sub("/{2,}", "/", _FIELD.sub(put, template)).lstrip("/")
-
-
-def fixed_part(template: str, prefix: str) -> str:
-    """What every key of a template begins with, as far as that is known beforehand; whole folders."""
-    known = template.replace("{prefix}", prefix.strip("/")).partition("{")[0]
-    return re.sub("/{2,}", "/", known).lstrip("/").rpartition("/")[0]
-
-
-def beside(key: str, name: str) -> str:
-    """The key of a small file beside an archive: its own name with another ending, or `run.json` in its folder."""
-    return (
-        f"{without_ending(key)}.{name}" if name == "manifest.json" else f"{key.rpartition('/')[0]}/{name}".lstrip("/")
-    )
 
 
 def content_type(name: str) -> str:

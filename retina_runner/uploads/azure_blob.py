@@ -16,34 +16,31 @@ from urllib.parse import parse_qs, quote, urlsplit
 from retina_runner.secrets import Secret, SecretError, read_secret, redact
 from retina_runner.uploads import (
     BLOCK_BYTES,
-    DEFAULT_KEY,
     SINGLE_MOST_BYTES,
     Grant,
     Item,
     NotStored,
     Parcel,
     alien,
-    beside,
     block_bytes,
     check_clock,
     content_type,
-    fixed_part,
-    key_of,
 )
 from retina_runner.uploads.blocks import Block, md5_of, send_blocks
+from retina_runner.uploads.keys import Keyed
 from retina_runner.uploads.route import Route
 
 GRANT_VERSION = "2021-12-02"
 """x-ms-version of the node's own requests: old enough for every store, new enough for blocks of 4,000 MiB."""
 
 
-class AzureBlobTarget:
+class AzureBlobTarget(Keyed):
     """See `uploads.Target`."""
 
     def __init__(self, options: Mapping[str, Any]):
+        super().__init__(options)
         self._url = str(options["container_url"]).rstrip("/")
         self._credential = str(options.get("credential") or "default")
-        self._prefix, self._key = str(options.get("prefix") or ""), str(options.get("key") or DEFAULT_KEY)
         self._route = Route.of(options)
         self.via = str(options.get("via") or "auto")
         self._secret: Secret | None = None
@@ -171,7 +168,7 @@ class AzureBlobTarget:
     def store(self, parcel: Parcel) -> str:
         from azure.core.exceptions import AzureError, ResourceExistsError, ResourceModifiedError
 
-        key = key_of(self._key, self._prefix, parcel)
+        key = self.key_for(parcel)
         blob = self._client().get_blob_client(key)
         location = f"{self._url}/{quote(key)}"
         if self._compare(blob, parcel, location):
@@ -263,7 +260,7 @@ class AzureBlobTarget:
         from azure.core.exceptions import AzureError
         from azure.storage.blob import ContentSettings
 
-        blob = self._client().get_blob_client(beside(key_of(self._key, self._prefix, parcel), name))
+        blob = self._client().get_blob_client(self.key_for(parcel, name))
         try:
             blob.upload_blob(
                 content, overwrite=True, metadata=parcel.metadata, content_settings=ContentSettings("application/json")
@@ -289,7 +286,7 @@ class AzureBlobTarget:
         if not self._can_sign():
             return None
         client = self._client()
-        key = key_of(self._key, self._prefix, parcel)
+        key = self.key_for(parcel)
         if self._compare(client.get_blob_client(key), parcel, f"{self._url}/{quote(key)}"):
             return Grant(key, {"kind": "there"})
         signing: dict[str, Any] = {"account_key": self._account_key()}
@@ -316,7 +313,7 @@ class AzureBlobTarget:
         })  # fmt: skip
 
     def confirm(self, parcel: Parcel, answer: Mapping[str, Any]) -> str:
-        key = key_of(self._key, self._prefix, parcel)
+        key = self.key_for(parcel)
         location = f"{self._url}/{quote(key)}"
         if not self._compare(self._client().get_blob_client(key), parcel, location):
             raise NotStored(f"{location} isn't there, whatever the node says")
@@ -342,14 +339,6 @@ class AzureBlobTarget:
             raise self._trouble(error) from None
 
     # -- forgetting ------------------------------------------------------------------------------------------------------
-
-    @property
-    def prefix(self) -> str:
-        return fixed_part(self._key, self._prefix)
-
-    def key_for(self, parcel: Parcel, name: str = "") -> str:
-        key = key_of(self._key, self._prefix, parcel)
-        return beside(key, name) if name else key
 
     def find(self, parcel: Parcel, name: str = "") -> Item | None:
         from azure.core.exceptions import AzureError, ResourceNotFoundError

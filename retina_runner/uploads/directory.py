@@ -13,7 +13,8 @@ from typing import Any
 
 from retina_runner.agent.archive import digest_of
 from retina_runner.naming import without_ending
-from retina_runner.uploads import Grant, Item, NotStored, Parcel, beside
+from retina_runner.uploads import Grant, Item, NotStored, Parcel
+from retina_runner.uploads.keys import beside
 
 
 class DirectoryTarget:

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 from retina_runner.secrets import Secret, SecretError, read_secret, redact
 from retina_runner.uploads import (
-    DEFAULT_KEY,
     SINGLE_MOST_BYTES,
     Forgotten,
     Grant,
@@ -21,14 +20,12 @@ from retina_runner.uploads import (
     NotStored,
     Parcel,
     alien,
-    beside,
     block_bytes,
     check_clock,
     content_type,
-    fixed_part,
-    key_of,
 )
 from retina_runner.uploads.blocks import Block, md5_header, md5_of, send_blocks
+from retina_runner.uploads.keys import Keyed
 from retina_runner.uploads.route import Route
 
 READ_BYTES = 1 << 20
@@ -37,13 +34,13 @@ ATTEMPTS, ATTEMPTS_BEFORE_A_RUN = 7, 2
 pre-flight somebody waits."""
 
 
-class S3Target:
+class S3Target(Keyed):
     """See `uploads.Target`. `credential` is `default` (boto3's own chain) or a secret `KEY_ID:SECRET[:TOKEN]`."""
 
     def __init__(self, options: Mapping[str, Any]):
+        super().__init__(options)
         self._bucket = str(options["bucket"])
         self._options = options
-        self._prefix, self._key = str(options.get("prefix") or ""), str(options.get("key") or DEFAULT_KEY)
         self._route = Route.of(options)
         self.via = str(options.get("via") or "auto")
         self._made: Any = None
@@ -132,7 +129,7 @@ class S3Target:
     # -- before a run ----------------------------------------------------------------------------------------------------
 
     def preflight(self, needed_s: float) -> None:
-        key = f"{self._prefix}/retina-run-preflight".lstrip("/")
+        key = f"{self._below}/retina-run-preflight".lstrip("/")
         client = self._connect(ATTEMPTS_BEFORE_A_RUN)
         begun = self._call("create_multipart_upload", client, Key=key)
         if begun.get("missing"):
@@ -143,7 +140,7 @@ class S3Target:
     # -- storing ---------------------------------------------------------------------------------------------------------
 
     def store(self, parcel: Parcel) -> str:
-        key = key_of(self._key, self._prefix, parcel)
+        key = self.key_for(parcel)
         if self._compare(key, parcel):
             return self._location(key)
         size = parcel.path.stat().st_size
@@ -250,7 +247,7 @@ class S3Target:
         return f"s3://{self._bucket}/{key}"
 
     def note(self, parcel: Parcel, name: str, content: bytes) -> None:
-        key = beside(key_of(self._key, self._prefix, parcel), name)
+        key = self.key_for(parcel, name)
         self._call("put_object", Key=key, Body=content, Metadata=parcel.metadata, ContentType="application/json")
 
     # -- nodes that store themselves -----------------------------------------------------------------------------------
@@ -261,7 +258,7 @@ class S3Target:
         return {"url": f"{signed.scheme}://{signed.netloc}", **self._route.for_node()}
 
     def grant(self, parcel: Parcel, life_s: float) -> Grant | None:
-        key, client = key_of(self._key, self._prefix, parcel), self._client()
+        key, client = self.key_for(parcel), self._client()
         if self._compare(key, parcel):
             return Grant(key, {"kind": "there"})
         life, size = int(life_s), parcel.size_bytes
@@ -312,7 +309,7 @@ class S3Target:
         return self._begun[key]
 
     def confirm(self, parcel: Parcel, answer: Mapping[str, Any]) -> str:
-        key = key_of(self._key, self._prefix, parcel)
+        key = self.key_for(parcel)
         if answer.get("parts") and not self._compare(key, parcel):
             try:
                 done = self._complete(key, answer["upload"], answer["parts"])
@@ -344,14 +341,6 @@ class S3Target:
         yield from found["Body"].iter_chunks(READ_BYTES)
 
     # -- forgetting ------------------------------------------------------------------------------------------------------
-
-    @property
-    def prefix(self) -> str:
-        return fixed_part(self._key, self._prefix)
-
-    def key_for(self, parcel: Parcel, name: str = "") -> str:
-        key = key_of(self._key, self._prefix, parcel)
-        return beside(key, name) if name else key
 
     def find(self, parcel: Parcel, name: str = "") -> Item | None:
         key = self.key_for(parcel, name)

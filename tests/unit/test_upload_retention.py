@@ -17,8 +17,9 @@ from retina_runner.errors import DocumentError
 from retina_runner.report import NodeReport, RunReport, UploadReport, to_json
 from retina_runner.retention import Keep, doomed
 from retina_runner.runbook import parse_runbook
-from retina_runner.uploads import DEFAULT_KEY, Grant, Item, NotStored, Parcel, alien, beside, fixed_part, key_of
+from retina_runner.uploads import Grant, Item, NotStored, Parcel, alien
 from retina_runner.uploads.directory import DirectoryTarget
+from retina_runner.uploads.keys import DEFAULT_KEY, beside, fixed_part, key_of
 from retina_runner.uploads.pruning import forget, parcels_of, runs_at
 
 NOW = 1_800_000_000.0
