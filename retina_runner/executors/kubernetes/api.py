@@ -261,6 +261,10 @@ class Api:
         raise Denied(status, reason, message)
 
 
+class Unsuccessful(Exception):
+    """A program in a container has ended with another status than 0; the text is the end of what it said on stderr."""
+
+
 class Exec:
     """A program in a container, started. Read it to its end, or close it: the program isn't ended by that."""
 
@@ -297,6 +301,23 @@ class Exec:
         if self._channel == STATUS:
             self._status += data
         return self._channel, data
+
+    def stdout(self, stall_s: float) -> Iterator[bytes]:
+        """What it says there, to its end. Raises Unsuccessful, and LinkLost also when nothing came for so long.
+
+        A stream that was cut short can look like one that has ended: whoever knows how much there is counts it.
+        """
+        said = bytearray()
+        while (got := self.read(stall_s)) is not None:
+            if got[0] == STDOUT:
+                yield got[1]
+            elif got[0] == STDERR:
+                said += got[1]
+            elif self.exit_status() != 0:
+                raise Unsuccessful(said.decode("utf-8", "replace").strip()[-300:])
+            else:
+                return
+        raise LinkLost(f"nothing came for {stall_s:.0f} s")
 
     def exit_status(self) -> int:
         """Of the program that has ended. Raises LinkLost when it was never started, or the node went away."""

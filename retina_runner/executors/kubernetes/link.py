@@ -12,9 +12,16 @@ from typing import Any
 from retina_runner.bundle import AgentBundle
 from retina_runner.executors import Clock, LinkLost, LinkRefused
 from retina_runner.executors.kubernetes import objects
-from retina_runner.executors.kubernetes.api import STDERR, STDOUT, Denied, Exec
+from retina_runner.executors.kubernetes.api import STDERR, STDOUT, Denied, Exec, Unsuccessful
 from retina_runner.executors.kubernetes.session import Session
-from retina_runner.executors.kubernetes.waiting import ended, permission_hint, running, unfit, wait_for_pod
+from retina_runner.executors.kubernetes.waiting import (
+    check_node,
+    check_pod,
+    permission_hint,
+    running,
+    wait_for_pod,
+    wait_until_gone,
+)
 from retina_runner.executors.local import answer_of
 
 FOLLOW_S, STALL_S, POLL_S = 20.0, 60.0, 0.2
@@ -65,17 +72,8 @@ class PodLink:
         if self._pod:
             self._look()
             return
-        if self._job is None:
-            return
-        try:
-            node = self._session.api.call("GET", f"/api/v1/nodes/{self._to.node}")
-        except Denied as denied:
-            if denied.status == 403:
-                return  # whoever may not read nodes finds out from the pod
-            raise LinkRefused(f"node {self._to.node}", str(denied)) from None
-        why = unfit(node)
-        if why:
-            raise LinkRefused(f"node {self._to.node}", why, "kubectl describe node " + self._to.node)
+        if self._job is not None:
+            check_node(self._session, self._to.node)
 
     def install(self, agent: AgentBundle) -> None:
         if self._pod:
@@ -106,14 +104,7 @@ class PodLink:
         return ""
 
     def _look(self) -> None:
-        """Raise LinkRefused when the pod can't answer any more, with the reason."""
-        try:
-            pod = self._session.api.call("GET", f"/api/v1/namespaces/{self._to.namespace}/pods/{self._pod}")
-        except Denied as denied:
-            why = "it was deleted" if denied.status == 404 else str(denied)
-            raise LinkRefused(f"pod {self._pod}", why, "what it had collected is lost") from None
-        if not running(pod):
-            raise LinkRefused(f"pod {self._pod}", ended(pod), "what it had collected is lost")
+        check_pod(self._session, self._to.namespace, self._pod, "what it had collected is lost")
 
     def close(self) -> None:
         """Where nothing was started, nothing is kept."""
@@ -209,19 +200,11 @@ class PodLink:
 
     def fetch(self, directory: str, name: str, offset: int) -> Iterator[bytes]:
         process = self._exec("fetch", directory, "--name", name, "--offset", str(offset))
-        said = bytearray()
         try:
-            while (got := process.read(STALL_S)) is not None:
-                if got[0] == STDOUT:
-                    yield got[1]
-                elif got[0] == STDERR:
-                    said += got[1]
-                else:
-                    # A stream that was cut short can look like one that has ended: the caller counts and hashes too.
-                    if process.exit_status() != 0:
-                        raise LinkLost(f"fetching {name} ended early: {said.decode('utf-8', 'replace')[-300:]}")
-                    return
-            raise LinkLost(f"fetching {name}: nothing came for {STALL_S:.0f} s")
+            yield from process.stdout(STALL_S)
+        except Unsuccessful as why:
+            self._look()
+            raise LinkLost(f"fetching {name} ended early: {why}") from None
         except LinkLost:
             self._look()
             raise
@@ -264,15 +247,13 @@ class PodLink:
             raise
 
     def _discard(self) -> None:
-        """Delete the Job; returns when its pod is gone, or GONE_S have passed: the cluster goes on by itself."""
+        """Delete the Job; returns when its pod is gone, or GONE_S have passed."""
         to = self._to
         try:
             self._session.delete(to.namespace, to.job)
         except Denied as denied:
             raise LinkRefused(f"Job {to.job}", str(denied), permission_hint(denied)) from None
-        deadline = time.monotonic() + GONE_S
-        while (pod := self._session.pod(to.namespace, to.job)) is not None and time.monotonic() < deadline:
-            self._session.wait_for_change(to.namespace, to.job, pod, 1.0)
+        wait_until_gone(self._session, to.namespace, to.job, GONE_S)
         self._pod = ""
 
 

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.executors.kubernetes import objects
-from retina_runner.executors.kubernetes.api import STDERR, STDOUT, Denied
+from retina_runner.executors.kubernetes.api import Denied, Unsuccessful
 from retina_runner.executors.kubernetes.objects import RUN_LABEL, RUN_NOTE, JobSettings
 from retina_runner.executors.kubernetes.session import Session
-from retina_runner.executors.kubernetes.waiting import ended, permission_hint, running, unfit, wait_for_pod
+from retina_runner.executors.kubernetes.waiting import (
+    check_node,
+    check_pod,
+    permission_hint,
+    wait_for_pod,
+    wait_until_gone,
+)
 
 CONTAINER = "reader"
 FOLDER = "/archives"
@@ -126,7 +131,7 @@ class Reader:
 
     def _open(self, ready_timeout_s: float, give_up: threading.Event) -> None:
         if not self.shelf.claim:
-            self._look_at_node()
+            check_node(self._session, self.shelf.node)
         try:
             self._asked = True  # a lost answer may have made it
             self._session.create_job(self._job)
@@ -134,20 +139,9 @@ class Reader:
             raise LinkRefused(f"Job {self._name}", str(denied), permission_hint(denied)) from None
         self._pod = wait_for_pod(self._session, self._namespace, self._name, ready_timeout_s, give_up)
 
-    def _look_at_node(self) -> None:
-        try:
-            why = unfit(self._session.api.call("GET", f"/api/v1/nodes/{self.shelf.node}"))
-        except Denied as denied:
-            if denied.status == 403:
-                return  # whoever may not read nodes finds out from the pod
-            raise LinkRefused(f"node {self.shelf.node}", str(denied)) from None
-        if why:
-            raise LinkRefused(f"node {self.shelf.node}", why, f"kubectl describe node {self.shelf.node}")
-
     def read(self, path: str, offset: int) -> Iterator[bytes]:
         """The bytes of a file below the shelf, from there on. Raises LinkRefused, LinkLost."""
         argv = ["python3", "-I", "-c", READ, f"{FOLDER}/{path}", str(offset)]
-        said = bytearray()
         try:
             process = self._session.api.exec(self._namespace, self._pod, CONTAINER, argv, stdin=False)
         except Denied as denied:
@@ -157,17 +151,9 @@ class Reader:
             self._look()
             raise
         try:
-            while (got := process.read(STALL_S)) is not None:
-                if got[0] == STDOUT:
-                    yield got[1]
-                elif got[0] == STDERR:
-                    said += got[1]
-                else:
-                    # A stream that was cut short can look like one that has ended: the caller counts and hashes too.
-                    if process.exit_status() != 0:
-                        raise LinkRefused(self.shelf.describe(), f"{path}: {said.decode('utf-8', 'replace').strip()}")
-                    return
-            raise LinkLost(f"nothing came for {STALL_S:.0f} s")
+            yield from process.stdout(STALL_S)
+        except Unsuccessful as why:
+            raise LinkRefused(self.shelf.describe(), f"{path}: {why}") from None
         except LinkLost:
             self._look()
             raise
@@ -175,16 +161,7 @@ class Reader:
             process.close()
 
     def _look(self) -> None:
-        """Raise LinkRefused when the pod can't answer any more, with the reason."""
-        try:
-            pod: Mapping[str, Any] = self._session.api.call(
-                "GET", f"/api/v1/namespaces/{self._namespace}/pods/{self._pod}"
-            )
-        except Denied as denied:
-            why = "it was deleted" if denied.status == 404 else str(denied)
-            raise LinkRefused(f"pod {self._pod}", why) from None
-        if not running(pod):
-            raise LinkRefused(f"pod {self._pod}", ended(pod))
+        check_pod(self._session, self._namespace, self._pod)
 
     def close(self) -> None:
         """Delete the Job; returns when its pod is gone, or GONE_S have passed. Raises LinkRefused, LinkLost."""
@@ -195,6 +172,4 @@ class Reader:
         except Denied as denied:
             raise LinkRefused(f"Job {self._name}", str(denied), permission_hint(denied)) from None
         self._asked = False
-        deadline = time.monotonic() + GONE_S
-        while (pod := self._session.pod(self._namespace, self._name)) is not None and time.monotonic() < deadline:
-            self._session.wait_for_change(self._namespace, self._name, pod, 1.0)
+        wait_until_gone(self._session, self._namespace, self._name, GONE_S)

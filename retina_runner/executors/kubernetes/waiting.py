@@ -1,4 +1,4 @@
-"""Until a Job's pod runs, or why it never will: the scheduler's, the kubelet's and the admission's own words."""
+"""Until a Job's pod runs, or why it never will: the scheduler's, the kubelet's and the admission's own words. And until it is gone."""
 
 from __future__ import annotations
 
@@ -50,6 +50,36 @@ def wait_for_pod(
                     raise _refused(job, why)
         session.wait_for_change(namespace, job, pod, min(left, 1.0))
     raise LinkRefused(f"pod of Job {job}", "interrupted")
+
+
+def wait_until_gone(session: Session, namespace: str, job: str, limit_s: float) -> None:
+    """Until the Job's pod isn't there any more, or for that time: the cluster goes on by itself."""
+    deadline = time.monotonic() + limit_s
+    while (pod := session.pod(namespace, job)) is not None and time.monotonic() < deadline:
+        session.wait_for_change(namespace, job, pod, 1.0)
+
+
+def check_node(session: Session, node: str) -> None:
+    """Raises LinkRefused when nothing of ours can run on it, as far as this user may know."""
+    try:
+        why = unfit(session.api.call("GET", f"/api/v1/nodes/{node}"))
+    except Denied as denied:
+        if denied.status == 403:
+            return  # whoever may not read nodes finds out from the pod
+        raise LinkRefused(f"node {node}", str(denied)) from None
+    if why:
+        raise LinkRefused(f"node {node}", why, f"kubectl describe node {node}")
+
+
+def check_pod(session: Session, namespace: str, pod: str, hint: str = "") -> None:
+    """Raises LinkRefused, with the reason and that hint, when the pod can't answer any more."""
+    try:
+        found = session.api.call("GET", f"/api/v1/namespaces/{namespace}/pods/{pod}")
+    except Denied as denied:
+        why = "it was deleted" if denied.status == 404 else str(denied)
+        raise LinkRefused(f"pod {pod}", why, hint) from None
+    if not running(found):
+        raise LinkRefused(f"pod {pod}", ended(found), hint)
 
 
 def _refused(job: str, why: str, prefix: str = "") -> LinkRefused:
