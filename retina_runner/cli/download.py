@@ -7,6 +7,7 @@ URL (`https://account…/container/prefix`, `s3://bucket/prefix`, a folder): eve
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import signal
 import sys
@@ -34,6 +35,7 @@ SIDE_BY_SIDE = 10
 """How many places are read at a time."""
 HIDDEN = ".retina-run-download"
 """Below the output folder: what hasn't come whole yet. A later download goes on with what came from a node."""
+LOCK_POLL_S = 0.2
 
 
 class Terminated(RetinaRunError):
@@ -242,13 +244,22 @@ def _open(kind: str, options: dict[str, Any]) -> Target:
 def _get(sources: Sequence[Source], folder: Path, name: str, give_up: threading.Event) -> str:
     """Have the archive in the folder, from the first source that has it intact; why not, or nothing."""
     path = folder / name
-    if path.exists():
-        intact = verify_archive(path).ok
-        return "" if intact else "is there already, and isn't intact; remove it, or choose another --output"
+    try:
+        with _alone(folder / HIDDEN, name, give_up):
+            if path.exists():
+                intact = verify_archive(path).ok
+                return "" if intact else "is there already, and isn't intact; remove it, or choose another --output"
+            return _bring(sources, folder / HIDDEN / name, path, give_up)
+    except OSError as error:
+        return f"{error.filename or path}: {error.strerror}"
+    except NotStored as error:
+        return str(error)
+
+
+def _bring(sources: Sequence[Source], part: Path, path: Path, give_up: threading.Event) -> str:
+    """`part` has the archive's own name, which verification looks at, in a folder of its own. Raises OSError."""
     why = ""
     for source in sources:
-        # Under its own name, which verification looks at, in a folder of its own.
-        part = folder / HIDDEN / name
         try:
             source.bring(part, give_up)
             problems = verify_archive(part).problems
@@ -258,8 +269,39 @@ def _get(sources: Sequence[Source], folder: Path, name: str, give_up: threading.
             why = f"from {source}: {problems[0]}"
         except NotStored as error:
             why = str(error)
-        except OSError as error:
-            return f"{error.filename or path}: {error.strerror}"
         finally:
             part.unlink(missing_ok=True)
     return why
+
+
+@contextmanager
+def _alone(folder: Path, name: str, give_up: threading.Event) -> Iterator[None]:
+    """While no other download into the same folder brings this archive: what one has begun is another's to go on with, and
+    not to be written by both. Raises NotStored soon after `give_up` is set."""
+    path = folder / f"{name}.lock"
+    while True:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it goes with the download that leaves it empty
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue
+        try:
+            if _locked(descriptor, path):
+                try:
+                    yield
+                finally:
+                    path.unlink()
+                return
+        finally:
+            os.close(descriptor)
+        if give_up.wait(LOCK_POLL_S):
+            raise NotStored("interrupted")
+
+
+def _locked(descriptor: int, path: Path) -> bool:
+    """Whether the lock of this path is ours now: whoever had it may have taken the file away since it was opened."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):
+        return False

@@ -7,9 +7,11 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from retina_runner.agent.archive import digest_of
 from retina_runner.naming import without_ending
@@ -39,32 +41,39 @@ class DirectoryTarget:
 
     def store(self, parcel: Parcel) -> str:
         target = self._folder / parcel.path.name
-        part = self._folder / f".{parcel.path.name}.{os.getpid()}.part"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             if target.exists():
                 return self._same(target, parcel)
-            try:
+            with self._part() as (part, out):
                 digest = hashlib.sha256()
-                descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with os.fdopen(descriptor, "wb") as out, open(parcel.path, "rb") as source:
+                with open(parcel.path, "rb") as source:
                     while chunk := source.read(1 << 20):
                         out.write(chunk)
                         digest.update(chunk)
-                    out.flush()
-                    os.fsync(out.fileno())
+                out.flush()
+                os.fsync(out.fileno())
                 if digest.hexdigest() != parcel.sha256:
                     raise NotStored(f"{parcel.path} changed while it was copied")
-                # link(2), not rename(2): it refuses to replace what another run may have put there meanwhile.
-                os.link(part, target)
-            finally:
-                part.unlink(missing_ok=True)
-        except FileExistsError:
-            return self._same(target, parcel)
+                try:
+                    # link(2), not rename(2): it refuses to replace what another run may have put there meanwhile.
+                    os.link(part, target)
+                except FileExistsError:
+                    return self._same(target, parcel)
         except OSError as error:
-            free = f" ({shutil.disk_usage(self._folder).free} B free)" if self._folder.exists() else ""
+            free = f" ({shutil.disk_usage(self._folder).free} B free)" if self._folder.is_dir() else ""
             raise NotStored(f"{error.filename or target}: {error.strerror}{free}") from error
         return str(target)
+
+    @contextmanager
+    def _part(self) -> Iterator[tuple[Path, BinaryIO]]:
+        """A new file beside the archives, gone at the end unless it was renamed. (In a pod every runner has the same pid.)"""
+        descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=self._folder)  # mode 0600
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield Path(name), file
+        finally:
+            Path(name).unlink(missing_ok=True)
 
     def _same(self, target: Path, parcel: Parcel) -> str:
         if digest_of(target)[1] == parcel.sha256:
@@ -74,11 +83,10 @@ class DirectoryTarget:
     def note(self, parcel: Parcel, name: str, content: bytes) -> None:
         path = self._beside(parcel, name)
         try:
-            part = path.with_name(f".{path.name}.{os.getpid()}.part")
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
+            with self._part() as (part, file):
                 file.write(content)
-            os.replace(part, path)
+                file.flush()
+                os.replace(part, path)
         except OSError as error:
             raise NotStored(f"{path}: {error.strerror}") from error
 

@@ -81,3 +81,22 @@ def test_from_this_machine(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done
     assert digest_of(tmp_path / "back" / Path(location).name) == (size, sha256)
+
+
+def test_several_at_once_into_one_folder(tmp_path: Path) -> None:
+    """One of them brings the archive, the others see that it is there; what a killed one has left holds nobody up."""
+    runbook = RUNBOOK.replace("NODES", "local").replace("BASE", str(tmp_path / "base"))
+    run = Run(runbook.replace("3000000", "80000000").replace("10MB, when", "100MB, when"), tmp_path)
+    ((location, size, sha256),) = kept(run).values()
+    back, name = tmp_path / "back", Path(location).name
+    (back / ".retina-run-download").mkdir(parents=True)
+    (back / ".retina-run-download" / f"{name}.lock").touch()
+    argv = [*RETINA_RUN, "download", str(run.directory), "--output", str(back)]
+    begun = [
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY)
+        for _ in range(4)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in begun]
+    assert said == [f"{back / name}: ok\n"] * 4
+    assert digest_of(back / name) == (size, sha256)
+    assert list(back.iterdir()) == [back / name]

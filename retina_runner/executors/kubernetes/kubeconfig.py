@@ -171,12 +171,13 @@ class Access:
 
     def _make_tls(self) -> ssl.SSLContext:
         cluster, user = self.context.cluster, self.context.user
-        made = ssl.create_default_context()
-        made.minimum_version = MINIMUM_TLS
+        authorities: dict[str, str] = {}
         if cluster.get("certificate-authority-data"):
-            made = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
+            authorities["cadata"] = base64.b64decode(cluster["certificate-authority-data"]).decode()
         elif cluster.get("certificate-authority"):
-            made = ssl.create_default_context(cafile=str(self.context.folder / str(cluster["certificate-authority"])))
+            authorities["cafile"] = str(self.context.folder / str(cluster["certificate-authority"]))
+        made = ssl.create_default_context(**authorities)  # type: ignore[arg-type]  # of texts alone
+        made.minimum_version = MINIMUM_TLS
         if cluster.get("insecure-skip-tls-verify"):
             made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
         if hasattr(ssl, "VERIFY_X509_STRICT"):
