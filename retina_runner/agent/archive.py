@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Deque, List, Optional, Tuple
 
+from retina_runner.agent.artefact import check_path
 from retina_runner.agent.framing import Framing, GzipFraming, crc32_combine
 from retina_runner.agent.passing import REST_BYTES, is_full
 
@@ -211,7 +212,7 @@ class ArchiveWriter:
 
     def open_member(self, path: str) -> Member:
         """Begin a member that grows. Raises ValueError for a path that isn't a plain relative one, OSError."""
-        _check_path(path)
+        check_path(path)
         with self._lock:
             if self._in_place is None:
                 member = Member(self, path, self._file, None)
@@ -231,18 +232,6 @@ class ArchiveWriter:
         """Add a whole member."""
         member = self.open_member(path)
         member.write(data)
-        member.close()
-        return member.info()
-
-    def add_file(self, path: str, source: Path) -> MemberInfo:
-        """Add a file's content as it is now."""
-        member = self.open_member(path)
-        with open(str(source), "rb", buffering=0) as file:
-            while True:
-                chunk = file.read(_COPY_BYTES)
-                if not chunk:
-                    break
-                member.write(chunk)
         member.close()
         return member.info()
 
@@ -378,11 +367,6 @@ class ArchiveWriter:
     def _write_all(self, data: bytes) -> None:
         while data:
             data = data[self._file.write(data) :]
-
-
-def _check_path(path: str) -> None:
-    if not path or path.startswith("/") or any(p in ("", ".", "..") for p in path.split("/")) or "\0" in path:
-        raise ValueError(f"not a relative path inside the archive: {path!r}")
 
 
 def _tar_header(name: str, size_bytes: int, mtime: int) -> bytes:

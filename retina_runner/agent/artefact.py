@@ -131,3 +131,9 @@ class Artefact:
                 pass  # the first trouble is the one to tell
         else:
             self.discard()
+
+
+def check_path(path: str) -> None:
+    """Raise ValueError for an artefact's path that isn't relative, or could leave the archive."""
+    if path.startswith("/") or any(p in ("", ".", "..") for p in path.split("/")) or "\0" in path:
+        raise ValueError(f"not a relative path inside the archive: {path!r}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from retina_runner.agent import process
-from retina_runner.agent.artefact import Artefact
+from retina_runner.agent.artefact import Artefact, check_path
 from retina_runner.agent.passing import is_full
 
 HELD_BYTES = 32 << 20
@@ -285,12 +285,6 @@ class Context:
         with self._lock:
             self.record.verdicts.append(verdict)
         return verdict
-
-
-def check_path(path: str) -> None:
-    """Raise ValueError for an artefact's path that isn't relative, or could leave the archive."""
-    if path.startswith("/") or any(p in ("", ".", "..") for p in path.split("/")) or "\0" in path:
-        raise ValueError(f"not a relative path inside the archive: {path!r}")
 
 
 def said(error: Exception) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Mapping, Type
 
 from retina_runner.agent import process
 from retina_runner.agent.collectors import Collector
-from retina_runner.agent.context import Context, Gap
+from retina_runner.agent.context import Context, Gap, said
 from retina_runner.agent.packets.command import interfaces_of, problems, too_long
 from retina_runner.agent.packets.held import HeldRing
 from retina_runner.agent.packets.ring import Ring
@@ -81,7 +81,10 @@ class Tcpdump(Collector):
             tap.stop()
         reasons: List[str] = []
         for tap in self._taps:
-            tap.finish()
+            try:
+                tap.finish()
+            except Exception as error:  # of this interface alone: the others have their packets to archive
+                reasons.append(f"{tap.interface}: {said(error)}")
             reasons += tap.failures
         if reasons:
             raise RuntimeError("; ".join(reasons))

@@ -161,6 +161,7 @@ class Tap:
         status = self._process.returncode
         self.wrap_up()
         text = read(self._log)
+        self.judge(status, text)
         self._context.note_command(
             process.Outcome(
                 argv=tuple(self._argv), exit_status=status, stdout=b"", stderr=text, start=self._started,
@@ -168,7 +169,6 @@ class Tap:
             )
         )  # fmt: skip
         self._write_log(self._context, text)
-        self.judge(status, text)
 
     # -- its files and counts ------------------------------------------------------------------------------------------
 
