@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -23,6 +24,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.filling import full
 from tests.cluster.places import REPOSITORY, cache, digest
 from tests.cluster.runs import PatientRun, Runs
+from tests.storage.servers import Tinyproxy
 
 pytestmark = pytest.mark.cluster
 
@@ -130,6 +132,25 @@ def test_an_exec_plugin(runs: Runs, granted: Api, token: str, tmp_path: Path, ve
     assert verify_archive(run.archive().path).problems == ()
     assert identity.calls <= 2  # what chooses nodes, and what speaks to their pods
     nowhere(run, token)
+
+
+def test_by_an_http_proxy(runs: Runs, granted: Api, token: str, tmp_path: Path) -> None:
+    """All that the run says to the cluster, exec sessions and watches too."""
+    identity = Identity(granted, tmp_path / "who", {"token": token})
+    whole = json.loads(identity.kubeconfig.read_text())
+    cluster = whole["clusters"][0]["cluster"]
+    proxy = Tinyproxy(tmp_path / "proxy", [urlsplit(cluster["server"]).port or 443])
+    cluster["proxy-url"] = proxy.url()
+    identity.kubeconfig.write_text(json.dumps(whole))
+    try:
+        proxy.start()
+        run = start(runs, identity)
+        assert run.end() == 0, (run.events, run.stderr)
+    finally:
+        proxy.kill()
+    assert verify_archive(run.archive().path).problems == ()
+    assert (tmp_path / "proxy" / "requests.log").read_text().count("CONNECT ") > 10
+    nowhere(run, token, proxy.password)
 
 
 def test_an_exec_plugin_that_gives_a_certificate(runs: Runs, granted: Api, tmp_path: Path) -> None:

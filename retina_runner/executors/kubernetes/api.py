@@ -6,6 +6,7 @@ Each request has a limit, and a connection of its own: nothing is shared between
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
@@ -15,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import SplitResult, unquote, urlencode
 
 from retina_runner.errors import UsageError
 from retina_runner.executors import LinkLost
@@ -114,7 +115,7 @@ class Api:
                 else:
                     content = response.read()
                     self._check(response.status, content)
-                    return json.loads(content)
+                    return self._answer(content)
             time.sleep(min(wait_s, 30.0))
         raise AssertionError("the last try returns or raises")
 
@@ -179,11 +180,13 @@ class Api:
                 host = f"{self.access.host}:{self.access.port}"
                 connection.handshake(host, target, self._headers(renew), (EXEC_PROTOCOL,))
             except Refused as refused:
+                connection.close()
                 if refused.status == 401 and not renew:
                     continue
                 self._check(refused.status, refused.body)
                 raise LinkLost(f"exec: HTTP {refused.status}") from None
             except (OSError, Closed) as error:
+                connection.close()
                 raise LinkLost(f"exec: {error}") from error
             if connection.protocol != EXEC_PROTOCOL:
                 connection.close()
@@ -194,12 +197,16 @@ class Api:
 
     def _connect(self) -> socket.socket:
         access = self.access
-        plain = socket.create_connection((access.host, access.port), timeout=CONNECT_S)
+        if access.proxy is None:
+            plain = socket.create_connection((access.host, access.port), timeout=CONNECT_S)
+        else:
+            plain = _tunnel(access.proxy, access.host, access.port)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         try:
             return access.tls().wrap_socket(plain, server_hostname=access.server_name) if access.secure else plain
         except UsageError as error:
+            plain.close()
             raise NoCredential(str(error)) from None
 
     def _headers(self, renew: bool) -> dict[str, str]:
@@ -244,6 +251,15 @@ class Api:
             finally:
                 connection.close()
 
+    def _answer(self, content: bytes) -> Any:
+        with contextlib.suppress(ValueError):
+            found = json.loads(content)
+            if isinstance(found, dict):
+                return found
+        said = content[:60].decode("utf-8", "replace").strip()
+        where = f"{self.access.host}:{self.access.port}"
+        raise Denied(0, "NotAnApiServer", f"{where} doesn't answer like a Kubernetes API server: {said!r}")
+
     def _check(self, status: int, content: bytes) -> None:
         if status < 400:
             return
@@ -259,6 +275,22 @@ class Api:
                 f"the API server doesn't accept the credential of {self.access.identity()} ({message or 'HTTP 401'})"
             )
         raise Denied(status, reason, message)
+
+
+def _tunnel(proxy: SplitResult, host: str, port: int) -> socket.socket:
+    """A connection by an HTTP proxy (CONNECT, RFC 9110, 9.3.6). Raises OSError, with the proxy's own word when it refuses."""
+    headers = {}
+    if proxy.username is not None:
+        pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+        headers["Proxy-Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
+    connection = http.client.HTTPConnection(str(proxy.hostname), proxy.port or 80, timeout=CONNECT_S)
+    connection.set_tunnel(f"[{host}]" if ":" in host else host, port, headers)
+    try:
+        connection.connect()
+    except (OSError, http.client.HTTPException) as error:
+        raise OSError(f"proxy {proxy.hostname}:{proxy.port or 80}: {error or type(error).__name__}") from error
+    made: socket.socket = connection.sock
+    return made
 
 
 class Unsuccessful(Exception):

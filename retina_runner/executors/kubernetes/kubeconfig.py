@@ -17,11 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from retina_runner.agent import process
 from retina_runner.documents import Dialect, load_document, nearest
 from retina_runner.errors import DocumentError, UsageError
+from retina_runner.secrets import Secret
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PLUGIN_LIMIT_S = 60.0
@@ -120,8 +121,7 @@ class Access:
         self.port = address.port or (443 if self.secure else 80)
         self.prefix = address.path.rstrip("/")
         self.server_name = str(self.context.cluster.get("tls-server-name") or self.host)
-        if self.context.cluster.get("proxy-url"):
-            raise UsageError(f"context {self.context.name}: proxy-url isn't supported; use a port forwarding")
+        self.proxy = _proxy_of(self.context)
 
     def tls(self) -> ssl.SSLContext:
         """Made once. Raises UsageError for certificates that can't be read."""
@@ -221,6 +221,20 @@ class Access:
         if status.get("clientCertificateData") and status.get("clientKeyData"):
             self._tls = self._tls or self._make_tls()
             _load_pair(self._tls, status["clientCertificateData"].encode(), status["clientKeyData"].encode())
+
+
+def _proxy_of(context: Context) -> SplitResult | None:
+    """The HTTP proxy that the cluster is reached by, if any; it may have a password. Raises UsageError for another kind."""
+    proxy = urlsplit(str(context.cluster.get("proxy-url") or ""))
+    if not proxy.scheme:
+        return None
+    if proxy.scheme != "http" or not proxy.hostname:
+        raise UsageError(
+            f"context {context.name}: proxy-url has the scheme {proxy.scheme}; only http://HOST:PORT can be gone through"
+        )
+    if proxy.password:
+        Secret(unquote(proxy.password))
+    return proxy
 
 
 def _load_pair(into: ssl.SSLContext, certificate: bytes, key: bytes) -> None:

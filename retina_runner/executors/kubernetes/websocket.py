@@ -31,6 +31,7 @@ class WebSocket:
         self._socket = connection
         self._buffer = bytearray()
         self.protocol = ""
+        self._begun = False
 
     def handshake(self, host: str, target: str, headers: dict[str, str], protocols: tuple[str, ...]) -> None:
         """Raises Refused, Closed, OSError."""
@@ -51,10 +52,13 @@ class WebSocket:
         status_line, *fields = head.decode("latin-1").split("\r\n")
         answer = {k.strip().lower(): v.strip() for k, _, v in (f.partition(":") for f in fields)}
         self._buffer = bytearray(rest)
-        status = int(status_line.split()[1])
+        try:
+            status = int(status_line.split()[1])
+        except (ValueError, IndexError):
+            raise Closed(f"no answer in HTTP: {status_line[:60]!r}") from None
         if status != 101:
             raise Refused(status, self._body(answer))
-        self.protocol = answer.get("sec-websocket-protocol", "")
+        self._begun, self.protocol = True, answer.get("sec-websocket-protocol", "")
 
     def send(self, data: bytes) -> None:
         """One binary message."""
@@ -84,7 +88,8 @@ class WebSocket:
 
     def close(self) -> None:
         try:
-            self._frame(CLOSE, struct.pack(">H", 1000))
+            if self._begun:
+                self._frame(CLOSE, struct.pack(">H", 1000))
         except (OSError, Closed):
             pass
         self._socket.close()
