@@ -14,7 +14,7 @@ from typing import Optional
 PATTERN = "agent-*.pyz"
 
 held: Optional[int] = None
-"""This process's own hold, where it has one: what ssh_bootstrap leaves to `serve`. Its forks share it."""
+"""This process's own hold, where it has one: what executors/bootstrap.py leaves to `serve`. Its forks share it."""
 
 
 def hold(path: Path) -> Optional[int]:

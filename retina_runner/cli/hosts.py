@@ -8,10 +8,11 @@ from dataclasses import replace
 from retina_runner import inventory, planning
 from retina_runner.documents import nearest
 from retina_runner.errors import DocumentError, UsageError
+from retina_runner.executors.entered import CONNECTORS as ENTERED
 from retina_runner.inventory import Configurations, Connection, Inventory, patterns
 from retina_runner.runbook import Capture, InventoryNodes, LocalNodes, Runbook
 
-EXECUTORS = ("local", "ssh")
+EXECUTORS = ("local", "ssh", *ENTERED)
 """Connectors that carry a plan out, by the name of the executor that does."""
 
 

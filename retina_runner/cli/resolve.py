@@ -18,6 +18,8 @@ from retina_runner.cli.hosts import Hosts, limited
 from retina_runner.cli.pods import Pods, Reach
 from retina_runner.errors import DocumentError, Problem, UsageError
 from retina_runner.executors import Link
+from retina_runner.executors.entered import CONNECTORS as ENTERED
+from retina_runner.executors.entered import EnteredLink
 from retina_runner.executors.kubernetes import standalone
 from retina_runner.executors.kubernetes.link import PodLink, PodReach
 from retina_runner.executors.kubernetes.objects import WORK_DIRECTORY
@@ -90,7 +92,9 @@ def resolve(chosen: argparse.Namespace) -> Resolved:
     plans = planning.build(runbook, places, run, agent)
     if len({p.id for p in plans}) != len(plans):
         raise UsageError("one node is meant twice in a capture")
-    reach: dict[str, Reach] = {p.id: hosts.connections[p.capture, p.node] for p in plans if p.executor == "ssh"}
+    reach: dict[str, Reach] = {
+        p.id: hosts.connections[p.capture, p.node] for p in plans if p.executor not in ("local", "kubernetes")
+    }
     reach |= pods.reach(plans, token, agent)
     work = chosen.work_dir or default_work_directory()
     return Resolved(
@@ -175,11 +179,13 @@ class Links:
         self._lock = threading.Lock()
 
     def to(self, reach: Reach | None, work_directory: str) -> Link:
-        """A link to this machine, to the host, or to the pod. `work_directory` is the folder for agents there."""
+        """A link to this machine, to the host, into the container, or to the pod. `work_directory` is the folder for agents there."""
         if reach is None:
             return LocalLink(work_directory)
         if isinstance(reach, PodReach):
             return PodLink(self.session(reach), reach, self._jobs.get(reach.job))
+        if reach.connector in ENTERED:
+            return EnteredLink(reach, work_directory)
         from retina_runner.executors.ssh import SshLink
         from retina_runner.executors.ssh_connect import Connector
 

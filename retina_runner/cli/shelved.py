@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from retina_runner.bundle import agent_bundle
 from retina_runner.cli.pods import reach_from, settings_from
@@ -20,13 +20,11 @@ from retina_runner.cli.resolve import Links
 from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.executors.kubernetes.link import PodReach
 from retina_runner.executors.kubernetes.reading import Reader, Shelf
+from retina_runner.executors.serving import ServedLink
 from retina_runner.fetching import READ_BYTES, Throttle, fetch
 from retina_runner.inventory.connection import Connection
 from retina_runner.report import NodeReport, RunReport
 from retina_runner.uploads import NotStored
-
-if TYPE_CHECKING:
-    from retina_runner.executors.ssh import SshLink
 
 PATIENCE_S = 120.0
 """How long a connection that was lost is tried again without a byte coming."""
@@ -49,7 +47,7 @@ class Reads(Protocol):
 class OfHost:
     """A folder of a host that is reached over SSH."""
 
-    def __init__(self, link: SshLink, work_directory: str, folder: str):
+    def __init__(self, link: ServedLink, work_directory: str, folder: str):
         self._link, self._work, self._folder = link, work_directory, folder
         self._open = self._lost = False
 
@@ -202,10 +200,8 @@ class Shelves:
         work = str(Path(row.directory).parent)
 
         def make(size_bytes: int) -> Reads:
-            from retina_runner.executors.ssh import SshLink
-
             link = self._links.to(to, work)
-            assert isinstance(link, SshLink)
+            assert isinstance(link, ServedLink)
             return OfHost(link, work, folder)
 
         return Place((row.id, folder), f"{row.node}: {folder}", 0.0, make)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retina_runner.executors import LinkLost
+from retina_runner.executors.served import LimitReached
 
 WINDOW_BYTES, PACKET_BYTES = 2 << 20, 1 << 18
 """Paramiko's packets are 32 KiB. A window is what the runner may have to hold in memory for each node that it fetches from:
@@ -18,10 +19,6 @@ CHUNK_BYTES = 1 << 18
 STEP_S = 0.5
 OPEN_LIMIT_S = 20.0
 MOST_OUTPUT_BYTES = 64 << 20
-
-
-class LimitReached(Exception):
-    """The command didn't end in time; its channel is closed, so that the other side can notice."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Finished:
 
 
 class Channel:
-    """A running command. Use as a context manager: leaving it closes the channel whatever has happened."""
+    """A running command, a `served.Stream`. Use as a context manager: leaving it closes the channel whatever has happened."""
 
     def __init__(self, transport: Any, argv: Sequence[str], *, large: bool = False):
         import paramiko

@@ -52,6 +52,7 @@ _CONNECTORS = {
     "smart": "ssh", "ssh": "ssh", "ansible.builtin.ssh": "ssh", "paramiko": "ssh", "paramiko_ssh": "ssh",
     "ansible.netcommon.libssh": "ssh", "community.general.paramiko_ssh": "ssh", "local": "local", "ansible.builtin.local": "local",
     "docker": "docker", "community.docker.docker": "docker", "community.docker.docker_api": "docker",
+    "podman": "podman", "containers.podman.podman": "podman", "chroot": "chroot", "community.general.chroot": "chroot",
 }  # fmt: skip
 MOST_HOPS = 8
 
@@ -268,7 +269,9 @@ class _Building:
             return _CONNECTORS[text]
         if self._said("connector") and self._said("connector")[0] == "retina_connector":  # type: ignore[index]
             return text
-        self._bad("connector", f"hosts with the connection {text} can't be reached", "ssh, local or docker")
+        self._bad(
+            "connector", f"hosts with the connection {text} can't be reached", "ssh, local, docker, podman or chroot"
+        )
         return text
 
     def _arguments(self) -> dict[str, list[Setting]]:

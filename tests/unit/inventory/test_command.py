@@ -119,5 +119,6 @@ def test_what_is_wrong_with_hosts_has_its_place_in_the_runbook(
 ) -> None:
     text = listed(folder, capsys, "  - {nodes: {inventory: hosts.yaml, hosts: 'web:!cannary'}}\n", status=2)
     assert f"{folder}/runbook.yaml:4:44: captures[0].nodes.hosts: hosts web:!cannary: cannary is no host" in text
-    text = listed(folder, capsys, "  - {nodes: {inventory: '@docker/nginx,'}}\n", status=2)
-    assert "@docker/nginx is reached by @docker, which carries no plan out" in text
+    text = listed(folder, capsys, "  - {nodes: {inventory: '@dockerssh/w1:nginx,'}}\n", status=2)
+    assert "@dockerssh/w1:nginx is reached by @dockerssh, which carries no plan out" in text
+    assert listed(folder, capsys, "  - {nodes: {inventory: '@docker/nginx,'}}\n").split() == ["@docker/nginx"]

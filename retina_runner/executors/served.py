@@ -1,23 +1,49 @@
-"""Talking to the agent's verb `serve` over one channel: requests out, lines and bytes in, and noticing when it falls silent."""
+"""Talking to the agent's verb `serve` over one stream: requests out, lines and bytes in, and noticing when it falls silent."""
 
 from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from retina_runner.executors import LinkLost
-from retina_runner.executors.ssh_channel import Channel, LimitReached
 
 SILENCE_S = 25.0
 """The agent sends an empty line every 5 s; who hears nothing for so long has a connection that only looks like one."""
 INTERRUPT = b"\n"
 
 
+class LimitReached(Exception):
+    """What was asked for didn't come in time."""
+
+
+class Stream(Protocol):
+    """A command that runs somewhere. Each method raises LinkLost when the way there breaks."""
+
+    stderr: bytes
+    """What it has said there so far, or the beginning of it."""
+
+    def send(self, data: bytes, limit_s: float = ..., close: bool = ...) -> None:
+        """Give it input; `close` ends that. A command that wants no more is no trouble. Raises LimitReached."""
+        ...
+
+    def receive(self) -> bytes | None:
+        """What has come of stdout; b"" at its end, None when nothing came for a moment."""
+        ...
+
+    def status(self, limit_s: float) -> int:
+        """Wait for its exit status; 255 for one that a signal ended. Raises LimitReached."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it, so that it notices. Idempotent."""
+        ...
+
+
 class Served:
     """One running `serve`. Every method raises LinkLost when the connection breaks, ends or falls silent."""
 
-    def __init__(self, channel: Channel):
+    def __init__(self, channel: Stream):
         self.channel = channel
         self._buffer = b""
         self._heard = self._listened = time.monotonic()
