@@ -119,8 +119,8 @@ says in how much of the time the numbers were measured, and they are multiplied 
 CPU time with the default plugins, as a ratio to none (`python benchmarks/ebpf.py` on 6.18, 2 vCPU, a busy machine; medians of
 turns of the least of 30 short samples each, in several runs): x1.21 to x1.25 for a packet of 22 B that is forwarded between
 three namespaces and dropped where it arrives (x1.28 to x1.30 with `packetparser`; x1.30 to x1.37 while the account is kept),
-x1.01 to x1.04 for bulk TCP with GSO (x1.04 to x1.06; x1.05 to x1.06). The loader takes 0.13 s of CPU and 21 MB from compiled
-programs, 1.0 s with BCC, whose child has 135 MB.
+x1.01 to x1.04 for bulk TCP with GSO (x1.04 to x1.06; x1.05 to x1.06). The loader takes 0.09 s of CPU and 15 MB from compiled
+programs, 0.6 s with BCC, whose child has 135 MB.
 
 What a node has compiled goes back with the run, and the runner keeps it in `~/.cache/retina-run/bytecode` (`$XDG_CACHE_HOME`
 counts); nothing of it stays on the node. Later plans take it along: a node of the same kernel needs neither BCC nor the time

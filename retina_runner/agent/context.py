@@ -18,6 +18,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 from retina_runner.agent import process
 from retina_runner.agent.artefact import Artefact, check_path
+from retina_runner.agent.gaps import Gap as Gap
 from retina_runner.agent.passing import is_full
 
 HELD_BYTES = 32 << 20
@@ -32,17 +33,6 @@ VERDICTS: Tuple[str, ...] = (COMPLETE, LOSSY, PARTIAL, UNKNOWN)
 def worst(verdicts: Sequence[str]) -> str:
     """The verdict of a whole from its parts'; `complete` for none."""
     return max(verdicts, key=VERDICTS.index, default=COMPLETE)
-
-
-class Gap(Exception):
-    """Something asked for can't be collected here. `what` names it, `why` says the reason, `hint` the next step.
-
-    Said beforehand (`problems`), `whole` is whether the collector is of no use without it.
-    """
-
-    def __init__(self, what: str, why: str, hint: str = "", whole: bool = True):
-        super().__init__(f"{what}: {why}" + (f" ({hint})" if hint else ""))
-        self.what, self.why, self.hint, self.whole = what, why, hint, whole
 
 
 @dataclass

@@ -7,8 +7,6 @@ import socket
 import sys
 from typing import Any, Dict, Optional
 
-from retina_runner.agent import process
-
 TOOLS = {
     "tcpdump": ("tcpdump", "--version"),
     "iptables": ("iptables", "--version"),
@@ -44,6 +42,8 @@ def system() -> Dict[str, Any]:
 
 def version(*command: str) -> Optional[str]:
     """The first line that a tool says of its version; None when it isn't installed."""
+    from retina_runner.agent import process  # the rights are read where nothing is started
+
     try:
         outcome = process.run(command, limit_s=5.0, output_limit_bytes=1 << 16)
     except (process.MissingTool, OSError):

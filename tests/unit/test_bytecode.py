@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import importlib
 import json
 import os
 import struct
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from retina_runner import schema
-from retina_runner.agent.ebpf import bytecode, compiling
+from retina_runner.agent.ebpf import bytecode, compiling, digests
 from retina_runner.bytecode import MOST_KERNELS, Store
 
 OPTIONS = schema.normalise({}, schema.load("collectors/ebpf"))
@@ -40,7 +42,7 @@ def test_what_is_packed_is_unpacked() -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"format": 2}, {"sha256": "0" * 64}, {"content": "AAAA"}, {"content": "not base64"}, {"content": 7}],
+    [{"format": bytecode.FORMAT + 1}, {"sha256": "0" * 64}, {"content": "AAAA"}, {"content": "not base64"}, {"content": 7}],
 )  # fmt: skip
 def test_what_is_not_whole_is_refused(changed: dict[str, Any]) -> None:
     with pytest.raises(bytecode.Unfit):
@@ -98,6 +100,33 @@ def test_programs_are_told_apart_by_everything_that_is_compiled() -> None:
         )
         digests.add(bytecode.programs_digest(request, {"include/x.h": b""}))
     assert len(digests) == 2 * len(variants)
+
+
+def absent(name: str) -> Any:
+    raise ImportError(name)
+
+
+@pytest.mark.parametrize("built_without", [False, True])
+def test_digests_are_those_of_hashlib_whatever_the_interpreter_was_built_with(
+    built_without: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if built_without:
+        monkeypatch.setattr(importlib, "import_module", absent)
+    for data in (b"", b"a" * 100_000):
+        assert digests.sha256(data).hexdigest() == hashlib.sha256(data).hexdigest()
+        same = hashlib.sha256(data) if built_without else hashlib.blake2b(data, digest_size=32)
+        assert digests.quick(data).hexdigest() == same.hexdigest()
+
+
+def test_kernels_are_told_apart_by_their_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, and the same types are the same kernel."""
+    found = []
+    for last in (b"\0", b"\1", b"\0"):
+        monkeypatch.setattr(bytecode, "BTF", str(tmp_path / "vmlinux"))
+        (tmp_path / "vmlinux").write_bytes(bytes(3 * bytecode.READ_BYTES) + last)
+        found.append(bytecode.kernel_digest())
+    assert found[0] == found[2] != found[1]
+    assert all(len(digest) == 64 for digest in found)
 
 
 def plan() -> dict[str, Any]:

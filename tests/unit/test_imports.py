@@ -1,9 +1,17 @@
-"""What a connection over SSH imports."""
+"""What a connection over SSH imports, and what loading BPF programs does on a node."""
 
 from __future__ import annotations
 
+import base64
+import json
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from retina_runner import schema
+from retina_runner.agent.ebpf import bytecode, compiling
 
 SCRIPT = """
 import sys
@@ -20,3 +28,35 @@ assert invoke.__name__ == "invoke"
 def test_paramiko_is_imported_without_what_costs_half_of_it_and_that_stays_importable() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+LOADS = """
+import json, sys
+from pathlib import Path
+from retina_runner.agent.ebpf import bytecode, compiling
+bytecode.BTF = sys.argv[1]
+from retina_runner.agent.ebpf.source import BpfSource
+from retina_runner.agent.metrics.model import Scope
+options = json.load(sys.stdin)
+source = BpfSource(options["plugins"], Scope(), options, Path())
+(group,) = compiling.groups(compiling.chosen(options["plugins"], options), options)
+assert compiling.Compiler(options, Path())._find(compiling.digest_of(group, options))[0]
+print(sorted({"_hashlib", "dataclasses", "inspect", "subprocess", "logging", "argparse"} & set(sys.modules)))
+"""
+
+
+def test_programs_from_bytecode_are_loaded_without_what_only_compiling_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the kernel, by an interpreter of its own: OpenSSL alone is 3.5 MB, `dataclasses` 8 ms with what it imports."""
+    types = tmp_path / "vmlinux"
+    types.write_bytes(b"a kernel's types")
+    monkeypatch.setattr(bytecode, "BTF", str(types))
+    options = schema.normalise({}, schema.load("collectors/ebpf"))
+    (group,) = compiling.groups(compiling.chosen(options["plugins"], options), options)
+    unit = {"maps": [], "programs": {"p": base64.b64encode(bytes([0x95, *bytes(7)])).decode()}, "tracepoints": {},
+            "enumerations": {}}  # fmt: skip
+    packed = bytecode.pack(compiling.digest_of(group, options), bytecode.kernel_digest(), unit)
+    done = subprocess.run([sys.executable, "-c", LOADS, str(types)], capture_output=True, text=True, check=False,
+                          input=json.dumps({**options, "bytecode": [packed]}))  # fmt: skip
+    assert done.stdout == "[]\n", done.stderr

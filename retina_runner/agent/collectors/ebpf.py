@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from retina_runner.agent.collectors import Collector
-from retina_runner.agent.context import COMPLETE, LOSSY, PARTIAL, Context, Gap, Verdict, utc
+from retina_runner.agent.context import COMPLETE, LOSSY, PARTIAL, Context, Verdict, utc
 from retina_runner.agent.counters import COUNTER, FAMILY, Snapshot
+from retina_runner.agent.gaps import Gap
 from retina_runner.agent.metrics import account, plugins, text
 from retina_runner.agent.metrics.cpus import Cpus
 from retina_runner.agent.metrics.model import FAILED, OK, Capability, ProgramCost, Sample, Scope, Source
@@ -69,7 +69,7 @@ class Ebpf(Collector):
         self._families = {**plugins.families(self._plugins), **account.FAMILIES}
 
     def _tell_gaps(self) -> None:
-        self.context.note_capabilities([asdict(row) for row in self._capabilities])
+        self.context.note_capabilities([row._asdict() for row in self._capabilities])
         for name in dict.fromkeys(row.plugin for row in self._capabilities):
             rows = [r for r in self._capabilities if r.plugin == name]
             if any(r.status == OK for r in rows):
@@ -144,7 +144,7 @@ class Ebpf(Collector):
 
     def finish(self) -> None:
         self._stop()
-        self.context.note_programs([asdict(cost) for cost in self._costs])
+        self.context.note_programs([cost._asdict() for cost in self._costs])
         samples = self._samples + account.samples(self._capabilities, self._costs, self._loss)
         self.context.write(self._path("metrics.prom"), text.prometheus(samples, self._families))
         self.context.write(
@@ -154,9 +154,9 @@ class Ebpf(Collector):
                 "from": utc(self._zeroed),
                 "to": utc(self._read),
                 "plugins": {p.name: {"kind": p.kind, "summary": p.summary} for p in self._plugins},
-                "capabilities": [asdict(row) for row in self._capabilities],
+                "capabilities": [row._asdict() for row in self._capabilities],
                 "not_counted": self._loss,
-                "programs": [asdict(cost) for cost in self._costs],
+                "programs": [cost._asdict() for cost in self._costs],
                 "metrics": text.document(samples, self._families),
             },
         )

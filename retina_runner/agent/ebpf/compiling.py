@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import retina_runner.agent as agent
-from retina_runner.agent import process
 from retina_runner.agent.ebpf import bytecode
 from retina_runner.agent.ebpf.offsets import OFFSETS
 from retina_runner.agent.metrics import plugins
@@ -145,6 +144,8 @@ class Compiler:
             return False
 
     def _compile(self, request: Mapping[str, Any], headers: Mapping[str, bytes]) -> Mapping[str, Any]:
+        from retina_runner.agent import process  # what is there already needs no process
+
         if process.find("python3") is None:
             return {"why": "the distribution's own python3, which BCC belongs to, isn't installed", "hint": HINT}
         answer = self._directory / "compiled.json"
@@ -181,6 +182,8 @@ def _with_numbers(unit: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def without_bcc() -> str:
     """Why programs can't be compiled here, as far as it can be known without compiling one; else an empty text."""
+    from retina_runner.agent import process
+
     if process.find("python3") is None:
         return "the distribution's own python3, which BCC belongs to, isn't installed"
     outcome = process.run(["python3", "-c", "import bcc; bcc.BPF"], limit_s=30.0)

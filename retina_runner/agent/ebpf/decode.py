@@ -11,8 +11,8 @@ from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 from retina_runner.agent.ebpf.symbols import Symbols
 from retina_runner.agent.ebpf.syscalls import Map
 from retina_runner.agent.ebpf.tables import Flows, Sums, Table
-from retina_runner.agent.metrics.linuxutil import STATES
 from retina_runner.agent.metrics.model import Labels
+from retina_runner.agent.metrics.states import STATES
 
 DIRECTIONS = {0: "unknown", 1: "ingress", 2: "egress"}
 PROTOCOLS = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 58: "icmpv6", 132: "sctp"}

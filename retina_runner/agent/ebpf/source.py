@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from retina_runner.agent import facts
-from retina_runner.agent.context import Gap
 from retina_runner.agent.ebpf import kprobes, syscalls
 from retina_runner.agent.ebpf.compiling import (
     FUNCTION,
@@ -27,21 +25,20 @@ from retina_runner.agent.ebpf.decode import DECODERS, Decoder, Described, Place
 from retina_runner.agent.ebpf.meter import Meter
 from retina_runner.agent.ebpf.program import Unit
 from retina_runner.agent.ebpf.tables import Sums, Table
+from retina_runner.agent.gaps import Gap
 from retina_runner.agent.metrics import plugins
 from retina_runner.agent.metrics.model import FAILED, OK, SKIPPED, Capability, ProgramCost, Sample, Scope, Source
 from retina_runner.agent.metrics.namespaces import Namespace, inode_of
 
 
-@dataclass
 class Part:
     """Plugins that were compiled together, and what there is to say of where. `units` are one for each namespace of its
     sockets, the first for tracepoints as well."""
 
-    names: Tuple[str, ...]
-    compiled: Mapping[str, Any]
-    origin: str
-    units: List[Tuple[str, Unit]] = field(default_factory=list)
-    decoders: List[Decoder] = field(default_factory=list)
+    def __init__(self, names: Tuple[str, ...], compiled: Mapping[str, Any], origin: str):
+        self.names, self.compiled, self.origin = names, compiled, origin
+        self.units: List[Tuple[str, Unit]] = []
+        self.decoders: List[Decoder] = []
 
 
 class BpfSource(Source):

@@ -6,8 +6,7 @@ import ctypes
 import os
 import resource
 import struct
-from dataclasses import dataclass
-from typing import Iterator, List, Optional, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 NUMBERS = {"x86_64": 321, "aarch64": 280, "ppc64le": 361, "s390x": 351, "riscv64": 280}
 """The system call's number, by machine."""
@@ -65,8 +64,7 @@ def possible_cpus() -> int:
     return int(last.rpartition("-")[2]) + 1
 
 
-@dataclass(frozen=True)
-class MapShape:
+class MapShape(NamedTuple):
     """What a map is made of; sizes in bytes."""
 
     name: str

@@ -67,7 +67,7 @@ def compile_unit(request: Mapping[str, Any]) -> Dict[str, Any]:
     shapes, numbers = _maps(module, library)
     programs = {name: _portable(module.dump_func(name), numbers) for name in request["programs"]}
     return {
-        "maps": [vars(shape) for shape in shapes],
+        "maps": [shape._asdict() for shape in shapes],
         "programs": {name: base64.b64encode(code).decode() for name, code in programs.items()},
         "tracepoints": tracepoints,
         "enumerations": enumerations,

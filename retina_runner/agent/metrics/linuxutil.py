@@ -10,12 +10,8 @@ from retina_runner.agent.metrics.ethtool import statistics
 from retina_runner.agent.metrics.model import Scope
 from retina_runner.agent.metrics.namespaces import NET, here
 from retina_runner.agent.metrics.reader import COUNTER, GAUGE, Reader, Reading, Way, content
+from retina_runner.agent.metrics.states import STATES
 
-STATES = {
-    1: "ESTABLISHED", 2: "SYN_SENT", 3: "SYN_RECV", 4: "FIN_WAIT1", 5: "FIN_WAIT2", 6: "TIME_WAIT", 7: "CLOSE",
-    8: "CLOSE_WAIT", 9: "LAST_ACK", 10: "LISTEN", 11: "CLOSING", 12: "NEW_SYN_RECV", 13: "BOUND_INACTIVE",
-}  # fmt: skip
-"""include/net/tcp_states.h, under the names that Retina writes."""
 SOCKET_SHARE = 20
 """The socket tables are walked for at most one part in this many of the time: a node can have a million sockets."""
 FAULTS = ("err", "drop", "discard", "miss")

@@ -8,8 +8,7 @@ than once, if it likes: the last one counts), then `sample` as often as it likes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Dict, List, Tuple, Union
+from typing import Dict, List, NamedTuple, Tuple, Union
 
 Labels = Tuple[Tuple[str, str], ...]
 Number = Union[int, float]
@@ -17,8 +16,7 @@ Number = Union[int, float]
 OK, SKIPPED, FAILED = "ok", "skipped", "failed"
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One number. `metric` is its full Prometheus name (`networkobservability_drop_count`), which bpf/<plugin>.json
     describes; a histogram's samples are `<name>_bucket` with a label `le`, `<name>_sum` and `<name>_count`.
 
@@ -30,8 +28,7 @@ class Sample:
     value: Number
 
 
-@dataclass(frozen=True)
-class Capability:
+class Capability(NamedTuple):
     """One hook of one plugin on this node, as the manifest tells it. `hint` is the command that would help, or empty."""
 
     plugin: str
@@ -41,8 +38,7 @@ class Capability:
     hint: str = ""
 
 
-@dataclass(frozen=True)
-class ProgramCost:
+class ProgramCost(NamedTuple):
     """What the kernel says that one program has cost since `zero` (bpf_prog_info: run_cnt, run_time_ns).
 
     It is measured in `measured_share` of the time only (1: all of it); the numbers are those of the whole, by proportion.
@@ -54,8 +50,7 @@ class ProgramCost:
     measured_share: float = 1.0
 
 
-@dataclass(frozen=True)
-class Scope:
+class Scope(NamedTuple):
     """Whose traffic is counted. `namespaces` are named network namespaces (ip-netns(8)), or `pid:<number>`.
 
     Without namespaces: with `whole_node` everything that a hook sees, in whatever namespace (sources that belong to

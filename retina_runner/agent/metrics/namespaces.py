@@ -11,7 +11,7 @@ import os
 import threading
 from typing import Callable, List, Optional, TypeVar
 
-from retina_runner.agent.context import Gap
+from retina_runner.agent.gaps import Gap
 
 CLONE_NEWNET = 0x40000000
 NET = "/proc/thread-self/net"

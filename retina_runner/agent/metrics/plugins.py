@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import pkgutil
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 import retina_runner.agent as agent
 
@@ -15,8 +14,7 @@ BPF, PROC = "bpf", "proc"
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """What all samples of one metric have in common. `unit` is a word (`packets`, `bytes`, `seconds`), or empty.
 
     `series` says whether it belongs into the time series, or only into the totals: it may have very many labels.
@@ -30,8 +28,7 @@ class Family:
     series: bool = True
 
 
-@dataclass(frozen=True)
-class Plugin:
+class Plugin(NamedTuple):
     """One description. `document` is the whole of it; `kind` says whether BPF programs or only /proc and sysfs."""
 
     name: str
@@ -73,7 +70,8 @@ def shipped(path: str) -> Optional[bytes]:
     return found
 
 
-def shipped_paths() -> List[str]:
+@lru_cache(maxsize=None)
+def shipped_paths() -> Tuple[str, ...]:
     """Every file of bpf/, as paths in there, sorted."""
     loader = getattr(agent, "__loader__", None)
     archive = getattr(loader, "archive", None)  # zipimport(3): the file that the package was imported from
@@ -82,12 +80,14 @@ def shipped_paths() -> List[str]:
 
         top = "retina_runner/_data/bpf/"
         with zipfile.ZipFile(archive) as file:
-            return sorted(n[len(top) :] for n in file.namelist() if n.startswith(top) and not n.endswith("/"))
+            return tuple(sorted(n[len(top) :] for n in file.namelist() if n.startswith(top) and not n.endswith("/")))
     folder = Path(str(agent.__file__)).parents[1] / "_data" / "bpf"
     folder = folder if folder.is_dir() else _checkout()
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    return tuple(sorted(found))
 
 
+@lru_cache(maxsize=None)
 def _checkout() -> Path:
     return Path(str(agent.__file__)).resolve().parents[2] / "bpf"
 
