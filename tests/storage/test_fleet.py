@@ -82,17 +82,14 @@ def begin(
 ) -> Run:
     """A run whose archives are about `size`, of bytes that don't compress, stored by way of `port`."""
     keep = more.pop("keep", "always")
-    parts = [
-        min(size - at, 50 * MIB) for at in range(0, size, 50 * MIB)
-    ]  # a command's output is in memory for a moment
     runbook = {
         "name": "nightly", "duration": "1s", "compression": "none", "keep": keep,
         "limits": {"disk_free_percent": 0, "disk_free_bytes": "10MB", "node_bytes": "2GB"},
         "captures": [{
             "nodes": {"hosts": "nodes"},
             "collect": [{"command": {
-                "argv": ["head", "-c", str(part), "/dev/urandom"], "when": ["after"], "output_limit": f"{part}B", "limit": "2m",
-            }} for part in parts],
+                "argv": ["head", "-c", str(size), "/dev/urandom"], "when": ["after"], "output_limit": f"{size}B", "limit": "5m",
+            }}],
         }],
         "upload": [{store.kind: store.options(port, **{"via": "node", **more})}],
     }  # fmt: skip
