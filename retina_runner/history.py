@@ -9,7 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from retina_runner.report import RunReport, fold
+from retina_runner.folding import fold
+from retina_runner.report import RunReport
 from retina_runner.retention import Past, open_ends
 from retina_runner.rundir import RunDirectory
 

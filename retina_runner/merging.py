@@ -17,7 +17,8 @@ from typing import Any
 from retina_runner import __version__
 from retina_runner.agent.context import utc
 from retina_runner.errors import ArchiveError, UsageError
-from retina_runner.report import Fold, RunReport, exit_code, fold, to_json
+from retina_runner.folding import Fold, fold
+from retina_runner.report import RunReport, exit_code, to_json
 from retina_runner.rundir import EventLog, RunDirectory
 from retina_runner.verification import verify_archive
 

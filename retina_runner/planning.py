@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from retina_runner import filters, naming
+from retina_runner import endpoints, filter_compiling, filters, naming
 from retina_runner.agent import PLAN_FORMAT, process
 from retina_runner.agent.metrics import plugins
 from retina_runner.agent.packets import command
@@ -148,7 +148,7 @@ def expression(runbook: Runbook, entry: CollectorEntry, scope: filters.Expressio
     for name in FILTER_OPTIONS[1:]:
         for index, text in enumerate(options.get(name) or ()):
             try:
-                filters.parse_endpoint(str(text)) if name in ("include", "exclude") else filters.parse_address(
+                endpoints.parse_endpoint(str(text)) if name in ("include", "exclude") else endpoints.parse_address(
                     str(text)
                 )
             except ValueError as error:
@@ -187,7 +187,7 @@ def compile_filters(
             if isinstance(text, Problem):
                 problems.append(text)
                 continue
-            why = filters.compile_check(text, run=run) if text else None
+            why = filter_compiling.compile_check(text, run=run) if text else None
             if why:
                 problems.append(runbook.problem((*entry.path, "filter"), f"tcpdump can't compile it: {why}"))
     return tuple(problems)

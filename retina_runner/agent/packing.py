@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, List, Mapping, Tuple, Union
 
-from retina_runner.agent.archive import ArchiveInfo, ArchiveWriter, Member, MemberInfo
+from retina_runner.agent.archive import ArchiveInfo, ArchiveWriter
 from retina_runner.agent.context import Short
+from retina_runner.agent.member import Member, MemberInfo
 from retina_runner.agent.passing import Passing, is_full
 
 CHUNK_BYTES = 1 << 20

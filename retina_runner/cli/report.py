@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 from retina_runner.errors import Exit
-from retina_runner.report import Fold, fold, to_json
+from retina_runner.folding import Fold, fold
+from retina_runner.report import to_json
 from retina_runner.rundir import RunDirectory
 
 

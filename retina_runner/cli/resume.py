@@ -20,7 +20,8 @@ from retina_runner.cli.run import Conduct, conduct
 from retina_runner.delivery import of_record
 from retina_runner.errors import Exit, UsageError
 from retina_runner.fleet import DEFAULT_FORKS, Adoption, Target, Terms
-from retina_runner.report import NodeReport, RunReport, fold, from_json
+from retina_runner.folding import fold
+from retina_runner.report import NodeReport, RunReport, from_json
 from retina_runner.rundir import RunDirectory
 
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retina_runner.agent.archive import ArchiveInfo, ArchiveWriter, MemberInfo
+from retina_runner.agent.archive import ArchiveInfo, ArchiveWriter
 from retina_runner.agent.framing import Framing, GzipFraming, crc32_combine
+from retina_runner.agent.member import MemberInfo
 from retina_runner.errors import ArchiveError
 from retina_runner.verification import unpack, verify_archive
 from tests.lab import REPOSITORY, RETINA_RUN, Run

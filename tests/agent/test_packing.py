@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from retina_runner.agent.archive import ArchiveWriter, MemberInfo
+from retina_runner.agent.archive import ArchiveWriter
 from retina_runner.agent.context import PARTIAL, Record, Short, Verdict
 from retina_runner.agent.framing import GzipFraming, ZstdFraming
+from retina_runner.agent.member import MemberInfo
 from retina_runner.agent.packing import Packing
 from tests.lab import sh
 

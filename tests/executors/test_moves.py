@@ -19,8 +19,9 @@ from retina_runner.delivery import Delivery, open_places
 from retina_runner.errors import Exit
 from retina_runner.executors.local import LocalLink
 from retina_runner.fleet import Fleet, Target, Terms
+from retina_runner.folding import fold
 from retina_runner.moving import Changes
-from retina_runner.report import exit_code, fold
+from retina_runner.report import exit_code
 from retina_runner.schema import violations
 from retina_runner.verification import verify_archive
 from tests.agent.test_verbs import plan

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from retina_runner import schema
-from retina_runner.report import fold, from_json
+from retina_runner.folding import fold
+from retina_runner.report import from_json
 from retina_runner.rundir import RunDirectory
 from retina_runner.shards import shard_of
 from retina_runner.verification import verify_archive

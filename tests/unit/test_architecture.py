@@ -39,6 +39,9 @@ OPTIONAL = {"isal": {"agent/framing.py"}, "bcc": {"agent/ebpf/worker.py"}}
 FORBIDDEN_NAMES = ("manager", "helper", "handler", "util", "utils", "common", "base")
 PURE = (
     "report.py",
+    "folding.py",
+    "filters.py",
+    "endpoints.py",
     "naming.py",
     "units.py",
     "views/table.py",

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retina_runner.errors import Exit
-from retina_runner.report import Fold, RunReport, exit_code, fold, from_json, to_json
+from retina_runner.folding import Fold, fold
+from retina_runner.report import RunReport, exit_code, from_json, to_json
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 TIME = "2026-11-23T03:17:00.000000Z"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from retina_runner import filters, planning
+from retina_runner import filter_compiling, filters, planning
 from retina_runner.agent import process
 from retina_runner.runbook import load_runbook
 
@@ -45,4 +45,4 @@ def test_valid_and_explained(path: Path) -> None:
 def test_the_filter_of_tcp_timeouts_means_what_it_says() -> None:
     entry = load_runbook(Path(RUNBOOKS[0].parent / "tcp-timeouts.yaml"), ["port=80"]).captures[0].collect[0]
     assert entry.options["filter"] == "tcp port 80 and tcp[tcpflags] & (tcp-syn|tcp-fin|tcp-rst) != 0"
-    assert filters.compile_check(filters.build(entry.options["filter"]), run=process.run) is None
+    assert filter_compiling.compile_check(filters.build(entry.options["filter"]), run=process.run) is None

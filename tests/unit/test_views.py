@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console as RichConsole
 
-from retina_runner.report import Fold, RunReport, fold
+from retina_runner.folding import Fold, fold
+from retina_runner.report import RunReport
 from retina_runner.views import View
 from retina_runner.views.console import Console
 from retina_runner.views.jsonlines import JsonLines
