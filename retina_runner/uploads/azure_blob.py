@@ -6,16 +6,13 @@ may write is told so by 412, one that may not by 403, and nothing is left behind
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote
 
-from retina_runner.secrets import Secret, SecretError, read_secret, redact
+from retina_runner.secrets import Secret
 from retina_runner.uploads import (
-    BLOCK_BYTES,
     SINGLE_MOST_BYTES,
     Grant,
     Item,
@@ -26,9 +23,9 @@ from retina_runner.uploads import (
     check_clock,
     content_type,
 )
+from retina_runner.uploads.azure_container import AzureContainer
 from retina_runner.uploads.blocks import Block, md5_of, send_blocks
 from retina_runner.uploads.keys import Keyed
-from retina_runner.uploads.route import Route
 
 GRANT_VERSION = "2021-12-02"
 """x-ms-version of the node's own requests: old enough for every store, new enough for blocks of 4,000 MiB."""
@@ -39,91 +36,19 @@ class AzureBlobTarget(Keyed):
 
     def __init__(self, options: Mapping[str, Any]):
         super().__init__(options)
-        self._url = str(options["container_url"]).rstrip("/")
-        self._credential = str(options.get("credential") or "default")
-        self._route = Route.of(options)
+        self._container = AzureContainer(options)
         self.via = str(options.get("via") or "auto")
-        self._secret: Secret | None = None
-        self._made: Any = None
 
     def describe(self) -> str:
-        return self._url
-
-    # -- the client ------------------------------------------------------------------------------------------------------
-
-    @property
-    def _origin(self) -> str:
-        return "{0.scheme}://{0.netloc}".format(urlsplit(self._url))
-
-    @property
-    def _name(self) -> str:
-        return urlsplit(self._url).path.strip("/").rpartition("/")[2]
-
-    def _client(self) -> Any:
-        if self._made is None:
-            for noisy in ("azure", "urllib3"):
-                logging.getLogger(noisy).setLevel(logging.WARNING)  # at DEBUG they print signatures
-            try:
-                self._made = self._connect()
-            except SecretError as error:
-                raise NotStored(str(error)) from None
-            except ValueError as error:
-                raise NotStored(redact(str(error))) from None
-        return self._made
-
-    def _settings(self) -> dict[str, Any]:
-        from azure.storage.blob import ExponentialRetry
-
-        settings: dict[str, Any] = {
-            "max_single_put_size": SINGLE_MOST_BYTES, "max_block_size": BLOCK_BYTES,
-            "retry_policy": ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=5),
-            "connection_timeout": 20, "read_timeout": 120,
-        }  # fmt: skip
-        authorities, proxies = self._route.authorities(), self._route.proxies()
-        if authorities:
-            settings["connection_verify"] = authorities
-        if proxies is not None:
-            settings["proxies"] = proxies
-        return settings
-
-    def _connect(self) -> Any:
-        from azure.storage.blob import ContainerClient
-
-        settings = self._settings()
-        if self._credential == "default":
-            try:
-                from azure.identity import DefaultAzureCredential
-            except ImportError:
-                raise NotStored("credential: default needs azure-identity: pip install 'retina-run[azure]'") from None
-            return ContainerClient.from_container_url(self._url, credential=DefaultAzureCredential(), **settings)
-        self._secret = read_secret(self._credential)
-        text = self._secret.reveal()
-        if "AccountKey=" in text or "SharedAccessSignature=" in text:
-            for part in text.split(";"):  # each of them alone is as secret as the whole
-                if part.startswith(("AccountKey=", "SharedAccessSignature=")):
-                    Secret(part.partition("=")[2])
-            return ContainerClient.from_connection_string(text, self._name, **settings)
-        text = text.lstrip("?")
-        Secret(parse_qs(text).get("sig", [""])[0])
-        return ContainerClient.from_container_url(f"{self._url}?{text}", **settings)
-
-    def _trouble(self, error: Exception) -> NotStored:
-        code = str(getattr(error, "error_code", "") or "")
-        status = getattr(error, "status_code", None)
-        if status == 404 and code in ("ContainerNotFound", ""):
-            return NotStored(f"there is no container {self._name}")
-        if status in (401, 403):
-            return NotStored(f"refused ({code or status}): has the credential expired, or does it lack a right?")
-        said = str(getattr(error, "message", "") or error).splitlines()[0] if str(error) else type(error).__name__
-        return NotStored(redact(f"{said} {f'({code})' if code else ''}".strip()))
+        return self._container.url
 
     # -- before a run ----------------------------------------------------------------------------------------------------
 
     def preflight(self, needed_s: float) -> None:
         from azure.core.exceptions import AzureError, HttpResponseError
 
-        client = self._client()
-        self._check_life(needed_s)
+        client = self._container.client()
+        self._container.check_life(needed_s)
         dates: list[str] = []
         probe = client.get_blob_client("retina-run-preflight")
         try:
@@ -137,31 +62,10 @@ class AzureBlobTarget(Keyed):
             if error.status_code in (401, 403):  # perhaps for no other reason than that
                 check_clock(next((d for d in dates if d), ""))
             if error.status_code != 412:
-                raise self._trouble(error) from None
+                raise self._container.trouble(error) from None
         except AzureError as error:
-            raise self._trouble(error) from None
+            raise self._container.trouble(error) from None
         check_clock(next((d for d in dates if d), ""))
-
-    def _check_life(self, needed_s: float) -> None:
-        """A SAS says itself how long it lives and what it may."""
-        if self._secret is None:
-            return
-        text = self._secret.reveal()
-        if "AccountKey=" in text:
-            return
-        given = parse_qs(text.partition("SharedAccessSignature=")[2] or text.lstrip("?"))
-        expiry = given.get("se", [""])[0]
-        if expiry:
-            left = datetime.fromisoformat(expiry.replace("Z", "+00:00"))
-            left = left if left.tzinfo else left.replace(tzinfo=timezone.utc)
-            left_s = left.timestamp() - time.time()
-            if left_s <= 0:
-                raise NotStored(f"the SAS expired at {expiry}")
-            if left_s < needed_s:
-                raise NotStored(f"the SAS expires at {expiry}, and the run needs it for {needed_s:.0f} s")
-        rights = given.get("sp", ["cw"])[0]
-        if "w" not in rights:  # c alone takes single requests, and no blocks
-            raise NotStored(f"the SAS may not write (sp={rights}); it needs c and w")
 
     # -- storing ---------------------------------------------------------------------------------------------------------
 
@@ -169,8 +73,8 @@ class AzureBlobTarget(Keyed):
         from azure.core.exceptions import AzureError, ResourceExistsError, ResourceModifiedError
 
         key = self.key_for(parcel)
-        blob = self._client().get_blob_client(key)
-        location = f"{self._url}/{quote(key)}"
+        blob = self._container.client().get_blob_client(key)
+        location = f"{self._container.url}/{quote(key)}"
         if self._compare(blob, parcel, location):
             return location
         try:
@@ -183,7 +87,7 @@ class AzureBlobTarget(Keyed):
                 return location
             raise NotStored(f"{location} is there already, and the credential may not compare it") from None
         except AzureError as error:
-            raise self._trouble(error) from None
+            raise self._container.trouble(error) from None
         except OSError as error:
             raise NotStored(f"{parcel.path}: {error.strerror}") from None
         self._compare(blob, parcel, location)
@@ -243,14 +147,14 @@ class AzureBlobTarget(Keyed):
             found = blob.get_blob_properties()
         except ResourceNotFoundError as error:
             if getattr(error, "error_code", "") == "ContainerNotFound":
-                raise self._trouble(error) from None
+                raise self._container.trouble(error) from None
             return False
         except HttpResponseError as error:
             if error.status_code == 403:
                 return False  # a write-only SAS; each block was confirmed by its MD5
-            raise self._trouble(error) from None
+            raise self._container.trouble(error) from None
         except AzureError as error:
-            raise self._trouble(error) from None
+            raise self._container.trouble(error) from None
         size = parcel.size_bytes or (parcel.path.stat().st_size if parcel.path.exists() else found.size)
         if found.size != size or (found.metadata or {}).get("sha256") != parcel.sha256:
             raise NotStored(f"{location} is there already, with other content; it is not overwritten")
@@ -260,62 +164,47 @@ class AzureBlobTarget(Keyed):
         from azure.core.exceptions import AzureError
         from azure.storage.blob import ContentSettings
 
-        blob = self._client().get_blob_client(self.key_for(parcel, name))
+        blob = self._container.client().get_blob_client(self.key_for(parcel, name))
         try:
             blob.upload_blob(
                 content, overwrite=True, metadata=parcel.metadata, content_settings=ContentSettings("application/json")
             )
         except AzureError as error:
-            raise self._trouble(error) from None
+            raise self._container.trouble(error) from None
 
     # -- nodes that store themselves -----------------------------------------------------------------------------------
 
     def place(self) -> dict[str, Any] | None:
-        return {"url": self._origin, **self._route.for_node()} if self._can_sign() else None
-
-    def _can_sign(self) -> bool:
-        """Only an account's key or an identity can sign for one blob: a SAS can't sign a narrower one."""
-        return self._credential == "default" or bool(self._account_key())
-
-    def _account_key(self) -> str:
-        return str(getattr(getattr(self._client(), "credential", None), "account_key", None) or "")
+        if not self._container.can_sign():
+            return None
+        return {"url": self._container.origin, **self._container.route.for_node()}
 
     def grant(self, parcel: Parcel, life_s: float) -> Grant | None:
         from azure.storage.blob import BlobSasPermissions, generate_blob_sas
 
-        if not self._can_sign():
+        if not self._container.can_sign():
             return None
-        client = self._client()
+        client = self._container.client()
         key = self.key_for(parcel)
-        if self._compare(client.get_blob_client(key), parcel, f"{self._url}/{quote(key)}"):
+        if self._compare(client.get_blob_client(key), parcel, f"{self._container.url}/{quote(key)}"):
             return Grant(key, {"kind": "there"})
-        signing: dict[str, Any] = {"account_key": self._account_key()}
-        if self._credential == "default":
-            from azure.storage.blob import BlobServiceClient
-
-            service = BlobServiceClient(self._origin, client.credential, **self._settings())
-            now = datetime.now(timezone.utc)
-            delegated = service.get_user_delegation_key(
-                now - timedelta(minutes=5), now + timedelta(seconds=life_s + 300)
-            )
-            signing = {"user_delegation_key": delegated}
         sas = generate_blob_sas(
             client.account_name, client.container_name, key, permission=BlobSasPermissions(create=True, write=True),
-            expiry=datetime.now(timezone.utc) + timedelta(seconds=life_s), **signing,
+            expiry=datetime.now(timezone.utc) + timedelta(seconds=life_s), **self._container.signing(life_s),
         )  # fmt: skip
         Secret(parse_qs(sas).get("sig", [""])[0])
         size = parcel.size_bytes
         return Grant(key, {
-            "kind": "azure", "url": f"{self._url}/{quote(key)}?{sas}", "version": GRANT_VERSION,
+            "kind": "azure", "url": f"{self._container.url}/{quote(key)}?{sas}", "version": GRANT_VERSION,
             "block_bytes": block_bytes(size), "single_most_bytes": SINGLE_MOST_BYTES,
-            "content_type": content_type(key), **self._route.for_node(),
+            "content_type": content_type(key), **self._container.route.for_node(),
             "headers": {f"x-ms-meta-{k}": v for k, v in parcel.metadata.items()}, "sha256": parcel.sha256,
         })  # fmt: skip
 
     def confirm(self, parcel: Parcel, answer: Mapping[str, Any]) -> str:
         key = self.key_for(parcel)
-        location = f"{self._url}/{quote(key)}"
-        if not self._compare(self._client().get_blob_client(key), parcel, location):
+        location = f"{self._container.url}/{quote(key)}"
+        if not self._compare(self._container.client().get_blob_client(key), parcel, location):
             raise NotStored(f"{location} isn't there, whatever the node says")
         return location
 
@@ -325,18 +214,18 @@ class AzureBlobTarget(Keyed):
         from azure.core.exceptions import AzureError
 
         try:
-            for blob in self._client().list_blobs(name_starts_with=below):
+            for blob in self._container.client().list_blobs(name_starts_with=below):
                 yield blob.name, int(blob.size)
         except AzureError as error:
-            raise self._trouble(error) from None
+            raise self._container.trouble(error) from None
 
     def read(self, key: str) -> Iterator[bytes]:
         from azure.core.exceptions import AzureError
 
         try:
-            yield from self._client().download_blob(key, max_concurrency=1).chunks()
+            yield from self._container.client().download_blob(key, max_concurrency=1).chunks()
         except AzureError as error:
-            raise self._trouble(error) from None
+            raise self._container.trouble(error) from None
 
     # -- forgetting ------------------------------------------------------------------------------------------------------
 
@@ -345,26 +234,26 @@ class AzureBlobTarget(Keyed):
 
         key = self.key_for(parcel, name)
         try:
-            found = self._client().get_blob_client(key).get_blob_properties()
+            found = self._container.client().get_blob_client(key).get_blob_properties()
         except ResourceNotFoundError as error:
             if getattr(error, "error_code", "") == "ContainerNotFound":
-                raise self._trouble(error) from None
+                raise self._container.trouble(error) from None
             return None
         except AzureError as error:
-            raise self._trouble(error) from None
+            raise self._container.trouble(error) from None
         return Item(key, int(found.size), alien(parcel, found.metadata or {}, bool(name)), str(found.etag))
 
     def remove(self, item: Item) -> None:
         from azure.core.exceptions import AzureError, ResourceNotFoundError
 
         try:
-            self._client().get_blob_client(item.key).delete_blob(
+            self._container.client().get_blob_client(item.key).delete_blob(
                 etag=item.version, match_condition=_only_if_unmodified()
             )
         except ResourceNotFoundError:
             return
         except AzureError as error:
-            raise self._trouble(error) from None
+            raise self._container.trouble(error) from None
 
 
 def _only_if_unmodified() -> Any:

@@ -6,12 +6,11 @@ and leaves nothing.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from retina_runner.secrets import Secret, SecretError, read_secret, redact
+from retina_runner.secrets import Secret
 from retina_runner.uploads import (
     SINGLE_MOST_BYTES,
     Forgotten,
@@ -26,12 +25,11 @@ from retina_runner.uploads import (
 )
 from retina_runner.uploads.blocks import Block, md5_header, md5_of, send_blocks
 from retina_runner.uploads.keys import Keyed
-from retina_runner.uploads.route import Route
+from retina_runner.uploads.s3_bucket import Bucket
 
 READ_BYTES = 1 << 20
-ATTEMPTS, ATTEMPTS_BEFORE_A_RUN = 7, 2
-"""How often a call is tried, with pauses that double: for about half a minute, so that a store may start anew; in the
-pre-flight somebody waits."""
+ATTEMPTS_BEFORE_A_RUN = 2
+"""How often a call is tried in the pre-flight, where somebody waits."""
 
 
 class S3Target(Keyed):
@@ -39,102 +37,23 @@ class S3Target(Keyed):
 
     def __init__(self, options: Mapping[str, Any]):
         super().__init__(options)
-        self._bucket = str(options["bucket"])
-        self._options = options
-        self._route = Route.of(options)
+        self._bucket = Bucket(options)
         self.via = str(options.get("via") or "auto")
-        self._made: Any = None
         self._begun: dict[str, str] = {}
         """Key to the multipart upload that is under way: what can't be listed can be gone on with all the same."""
 
     def describe(self) -> str:
-        endpoint = self._options.get("endpoint_url")
-        return f"s3://{self._bucket}" + (f" at {endpoint}" if endpoint else "")
-
-    def _client(self) -> Any:
-        if self._made is None:
-            self._made = self._connect(ATTEMPTS)
-        return self._made
-
-    def _connect(self, attempts: int) -> Any:
-        try:
-            import boto3
-            from botocore.config import Config
-        except ImportError:
-            raise NotStored("s3 needs boto3: pip install 'retina-run[s3]'") from None
-        for noisy in ("boto3", "botocore", "urllib3"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)  # at DEBUG they print signatures
-        authorities, proxies = self._route.authorities(), self._route.proxies()
-        endpoint = self._options.get("endpoint_url")
-        path_style = self._options.get("path_style", bool(endpoint))
-        config = Config(
-            signature_version="s3v4", s3={"addressing_style": "path" if path_style else "auto"}, connect_timeout=20,
-            read_timeout=120, retries={"total_max_attempts": attempts, "mode": "standard"}, proxies=proxies,
-            request_checksum_calculation="when_required", response_checksum_validation="when_required",
-        )  # fmt: skip
-        try:
-            return boto3.client(
-                "s3", region_name=self._options.get("region") or ("us-east-1" if endpoint else None),
-                endpoint_url=endpoint, verify=authorities, config=config, **self._keys(),
-            )  # fmt: skip
-        except SecretError as error:
-            raise NotStored(str(error)) from None
-        except Exception as error:  # botocore's own, and ValueError for an endpoint that is none
-            raise NotStored(redact(str(error))) from None
-
-    def _keys(self) -> dict[str, str]:
-        reference = str(self._options.get("credential") or "default")
-        if reference == "default":
-            return {}
-        text = read_secret(reference).reveal()
-        parts = text.split() if len(text.split()) > 1 else text.split(":", 2)  # blanks, for ids that hold colons
-        if not 2 <= len(parts) <= 3:
-            raise SecretError(
-                f"{reference}: expected KEY_ID:SECRET or KEY_ID:SECRET:TOKEN, or blanks instead of the colons"
-            )
-        for part in parts[1:]:
-            Secret(part)
-        names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-        return dict(zip(names, parts, strict=False))
-
-    def _call(self, what: str, client: Any = None, **arguments: Any) -> dict[str, Any]:
-        """One call; a missing key is {"missing": True}, what is there already {"exists": True}. Raises NotStored."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            answer: dict[str, Any] = getattr(client or self._client(), what)(Bucket=self._bucket, **arguments)
-            return answer
-        except ClientError as error:
-            said = error.response.get("Error", {})
-            code = str(said.get("Code", ""))
-            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-            if code in ("404", "NoSuchKey", "NotFound"):
-                return {"missing": True}
-            if status == 412 or code in ("PreconditionFailed", "ConditionalRequestConflict"):
-                return {"exists": True}
-            if code == "NoSuchBucket":
-                raise NotStored(f"there is no bucket {self._bucket}") from None
-            if code in ("InvalidPart", "NoSuchUpload"):
-                raise Forgotten(f"the store has forgotten parts that it had confirmed ({code})") from None
-            if code == "RequestTimeTooSkewed":
-                raise NotStored("this machine's clock is too far off the store's") from None
-            if status in (401, 403):
-                raise NotStored(
-                    f"refused ({code or status}): has the credential expired, or does it lack a right?"
-                ) from None
-            raise NotStored(redact(f"{said.get('Message') or code or error} ({code or status})")) from None
-        except BotoCoreError as error:
-            raise NotStored(redact(str(error))) from None
+        return str(self._bucket)
 
     # -- before a run ----------------------------------------------------------------------------------------------------
 
     def preflight(self, needed_s: float) -> None:
         key = f"{self._below}/retina-run-preflight".lstrip("/")
-        client = self._connect(ATTEMPTS_BEFORE_A_RUN)
-        begun = self._call("create_multipart_upload", client, Key=key)
+        client = self._bucket.connect(ATTEMPTS_BEFORE_A_RUN)
+        begun = self._bucket.call("create_multipart_upload", client, Key=key)
         if begun.get("missing"):
-            raise NotStored(f"there is no bucket {self._bucket}")
-        self._call("abort_multipart_upload", client, Key=key, UploadId=begun["UploadId"])
+            raise NotStored(f"there is no bucket {self._bucket.name}")
+        self._bucket.call("abort_multipart_upload", client, Key=key, UploadId=begun["UploadId"])
         check_clock(str(begun.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")))
 
     # -- storing ---------------------------------------------------------------------------------------------------------
@@ -147,7 +66,7 @@ class S3Target(Keyed):
         try:
             if size <= SINGLE_MOST_BYTES:
                 body = parcel.path.read_bytes()
-                done = self._call(
+                done = self._bucket.call(
                     "put_object", Key=key, Body=body, ContentMD5=md5_header(md5_of(body)), IfNoneMatch="*",
                     Metadata=parcel.metadata, ContentType=content_type(key),
                 )  # fmt: skip
@@ -178,7 +97,7 @@ class S3Target(Keyed):
                 return tag if (tag.strip('"'), length) == (block.md5.hex(), len(block.content)) else None
 
             def put(block: Block) -> str:
-                done = self._call(
+                done = self._bucket.call(
                     "upload_part", Key=key, UploadId=upload, PartNumber=block.number + 1, Body=block.content,
                     ContentMD5=md5_header(block.md5),
                 )  # fmt: skip
@@ -199,7 +118,7 @@ class S3Target(Keyed):
 
     def _complete(self, key: str, upload: str, tags: Sequence[str]) -> dict[str, Any]:
         parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
-        return self._call(
+        return self._bucket.call(
             "complete_multipart_upload", Key=key, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
         )
 
@@ -209,7 +128,7 @@ class S3Target(Keyed):
         marker: dict[str, int] = {}
         try:
             while True:
-                page = self._call("list_parts", Key=key, UploadId=upload, **marker)
+                page = self._bucket.call("list_parts", Key=key, UploadId=upload, **marker)
                 found |= {int(p["PartNumber"]): (str(p["ETag"]), int(p["Size"])) for p in page.get("Parts", ())}
                 if not page.get("IsTruncated"):
                     return found
@@ -222,7 +141,7 @@ class S3Target(Keyed):
     def _sweep(self, key: str) -> None:
         """Abort uploads of this key that nobody will complete: a node's that was given up."""
         try:
-            for upload in self._call("list_multipart_uploads", Prefix=key).get("Uploads", ()):
+            for upload in self._bucket.call("list_multipart_uploads", Prefix=key).get("Uploads", ()):
                 if upload["Key"] == key:
                     self._abort(key, str(upload["UploadId"]))
         except NotStored:
@@ -230,12 +149,12 @@ class S3Target(Keyed):
 
     def _abort(self, key: str, upload: str) -> None:
         try:
-            self._call("abort_multipart_upload", Key=key, UploadId=upload)
+            self._bucket.call("abort_multipart_upload", Key=key, UploadId=upload)
         except NotStored:
             pass  # the store's own rules for unfinished uploads take it
 
     def _compare(self, key: str, parcel: Parcel) -> bool:
-        found = self._call("head_object", Key=key)
+        found = self._bucket.call("head_object", Key=key)
         if found.get("missing"):
             return False
         size = parcel.size_bytes or (parcel.path.stat().st_size if parcel.path.exists() else found["ContentLength"])
@@ -244,33 +163,29 @@ class S3Target(Keyed):
         return True
 
     def _location(self, key: str) -> str:
-        return f"s3://{self._bucket}/{key}"
+        return f"s3://{self._bucket.name}/{key}"
 
     def note(self, parcel: Parcel, name: str, content: bytes) -> None:
         key = self.key_for(parcel, name)
-        self._call("put_object", Key=key, Body=content, Metadata=parcel.metadata, ContentType="application/json")
+        self._bucket.call("put_object", Key=key, Body=content, Metadata=parcel.metadata, ContentType="application/json")
 
     # -- nodes that store themselves -----------------------------------------------------------------------------------
 
     def place(self) -> dict[str, Any] | None:
         # A bucket's own host name is told by what is signed for it.
-        signed = urlsplit(self._client().generate_presigned_url("head_bucket", Params={"Bucket": self._bucket}))
-        return {"url": f"{signed.scheme}://{signed.netloc}", **self._route.for_node()}
+        signed = urlsplit(self._bucket.presigned("head_bucket"))
+        return {"url": f"{signed.scheme}://{signed.netloc}", **self._bucket.route.for_node()}
 
     def grant(self, parcel: Parcel, life_s: float) -> Grant | None:
-        key, client = self.key_for(parcel), self._client()
+        key = self.key_for(parcel)
         if self._compare(key, parcel):
             return Grant(key, {"kind": "there"})
         life, size = int(life_s), parcel.size_bytes
-        document: dict[str, Any] = {"sha256": parcel.sha256, **self._route.for_node()}
+        document: dict[str, Any] = {"sha256": parcel.sha256, **self._bucket.route.for_node()}
         if size <= SINGLE_MOST_BYTES:
-            signed = {
-                "Bucket": self._bucket,
-                "Key": key,
-                "Metadata": parcel.metadata,
-                "ContentType": content_type(key),
-            }
-            url = client.generate_presigned_url("put_object", Params={**signed, "IfNoneMatch": "*"}, ExpiresIn=life)
+            url = self._bucket.presigned(
+                "put_object", life, Key=key, Metadata=parcel.metadata, ContentType=content_type(key), IfNoneMatch="*"
+            )
             headers = {f"x-amz-meta-{k}": v for k, v in parcel.metadata.items()}
             document |= {
                 "kind": "s3", "url": url,
@@ -280,11 +195,7 @@ class S3Target(Keyed):
         upload = self._unfinished(key, parcel)
         length = block_bytes(size)
         urls = [
-            client.generate_presigned_url(
-                "upload_part",
-                Params={"Bucket": self._bucket, "Key": key, "UploadId": upload, "PartNumber": number},
-                ExpiresIn=life,
-            )
+            self._bucket.presigned("upload_part", life, Key=key, UploadId=upload, PartNumber=number)
             for number in range(1, -(-size // length) + 1)
         ]
         document |= {"kind": "s3-parts", "parts": urls, "block_bytes": length, "upload": upload}
@@ -294,7 +205,7 @@ class S3Target(Keyed):
         """The multipart upload of this archive that was begun earlier, by this runner or another, or a new one."""
         if key not in self._begun:
             try:
-                for upload in self._call("list_multipart_uploads", Prefix=key).get("Uploads", ()):
+                for upload in self._bucket.call("list_multipart_uploads", Prefix=key).get("Uploads", ()):
                     if upload["Key"] == key:
                         self._begun[key] = str(upload["UploadId"])
             except NotStored:
@@ -302,9 +213,11 @@ class S3Target(Keyed):
         return self._begun.get(key) or self._begin(key, parcel)
 
     def _begin(self, key: str, parcel: Parcel) -> str:
-        begun = self._call("create_multipart_upload", Key=key, Metadata=parcel.metadata, ContentType=content_type(key))
+        begun = self._bucket.call(
+            "create_multipart_upload", Key=key, Metadata=parcel.metadata, ContentType=content_type(key)
+        )
         if begun.get("missing"):
-            raise NotStored(f"there is no bucket {self._bucket}")
+            raise NotStored(f"there is no bucket {self._bucket.name}")
         self._begun[key] = str(begun["UploadId"])
         return self._begun[key]
 
@@ -327,7 +240,7 @@ class S3Target(Keyed):
     def listing(self, below: str) -> Iterator[tuple[str, int]]:
         token: dict[str, str] = {}
         while True:
-            page = self._call("list_objects_v2", Prefix=below, **token)
+            page = self._bucket.call("list_objects_v2", Prefix=below, **token)
             for entry in page.get("Contents", ()):
                 yield str(entry["Key"]), int(entry["Size"])
             if not page.get("IsTruncated"):
@@ -335,7 +248,7 @@ class S3Target(Keyed):
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def read(self, key: str) -> Iterator[bytes]:
-        found = self._call("get_object", Key=key)
+        found = self._bucket.call("get_object", Key=key)
         if found.get("missing"):
             raise NotStored(f"{self._location(key)} isn't there")
         yield from found["Body"].iter_chunks(READ_BYTES)
@@ -344,7 +257,7 @@ class S3Target(Keyed):
 
     def find(self, parcel: Parcel, name: str = "") -> Item | None:
         key = self.key_for(parcel, name)
-        found = self._call("head_object", Key=key)
+        found = self._bucket.call("head_object", Key=key)
         if found.get("missing"):
             return None
         strange = alien(parcel, found.get("Metadata") or {}, bool(name))
@@ -352,12 +265,12 @@ class S3Target(Keyed):
 
     def remove(self, item: Item) -> None:
         # A condition (If-Match) is refused by most stores that speak S3: what is there is looked at once more instead.
-        found = self._call("head_object", Key=item.key)
+        found = self._bucket.call("head_object", Key=item.key)
         if found.get("missing"):
             return
         if str(found.get("ETag", "")) != item.version:
             raise NotStored(f"{self._location(item.key)} was written anew meanwhile; it stays")
-        self._call("delete_object", Key=item.key)
+        self._bucket.call("delete_object", Key=item.key)
 
 
 def _secretive(document: dict[str, Any]) -> dict[str, Any]:
