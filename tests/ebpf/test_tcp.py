@@ -35,6 +35,7 @@ door = socket.create_server((sys.argv[1], int(sys.argv[2])), family=socket.AF_IN
 print("ready", flush=True)
 sys.stdin.read()
 """
+BOTH = SINK.replace("AF_INET)", "AF_INET, dualstack_ipv6=True)").replace("sys.argv[1], int", '"::", int')
 CONNECTS = """
 import errno, socket, sys
 counted = {}
@@ -173,5 +174,47 @@ def test_connections_opened_accepted_and_failed(lab: Lab, tmp_path: Path) -> Non
         ("ETIMEDOUT", "ipv4", lab.a): 1,
         ("EHOSTUNREACH", "ipv4", lab.a): 2,
     }
-    assert counting.total(f"{HANDSHAKE}_count", netns=lab.a) == 190
+    assert counting.parts(f"{HANDSHAKE}_count", "role", "netns") == {
+        ("connected", lab.a): 190,
+        ("accepted", lab.b): 190,
+    }
     assert counting.missed() == {}
+
+
+@pytest.mark.parametrize("address", ["10.93.0.2", "fd93:0::2", "::ffff:10.93.0.2"])
+def test_a_handshake_whose_syn_ack_is_sent_again_lasts_from_the_first_one(
+    lab: Lab, tmp_path: Path, address: str
+) -> None:
+    """The kernel itself measures none of these. `::ffff:` is a listener of both families, as many are."""
+    family = "ip6tables" if address.startswith("fd93") else "iptables"
+    rule = ["INPUT", "-p", "tcp", "--sport", "7504", "-j", "DROP"]
+    lab.inside(lab.a, family, "-A", *rule)
+    with (
+        Background(lab.b, BOTH if address.startswith("::ffff") else SINK, address, "7504") as sink,
+        Counting(tmp_path, f"plugins: [tcpconnect, tcpretrans], netns: [{lab.a}, {lab.b}]") as counting,
+    ):
+        before = counters(lab.b)["TcpRetransSegs"]
+        with Background(lab.a, STUBBORN, address.rpartition("::ffff:")[2], "7504", "1"):
+            eventually(lambda: counters(lab.b)["TcpRetransSegs"] > before, "a SYN-ACK sent again")
+            lab.inside(lab.a, family, "-D", *rule)
+            eventually(lambda: "ESTAB" in lab.inside(lab.b, "ss", "-tan"), "the connection")
+        assert sink.line() == "0"
+    assert counting.parts(f"{HANDSHAKE}_count", "role", "netns") == {("connected", lab.a): 1, ("accepted", lab.b): 1}
+    connected, accepted = (counting.total(f"{HANDSHAKE}_sum", role=role) for role in ("connected", "accepted"))
+    # The kernel waits for a second before it sends a SYN-ACK again.
+    assert 0.9 < accepted < connected
+    assert counting.total(AGAIN, kind="synack", netns=lab.b) > 0
+
+
+@pytest.mark.parametrize("timestamps", [0, 1])
+def test_a_handshake_by_cookies_is_as_long_as_timestamps_say(lab: Lab, tmp_path: Path, timestamps: int) -> None:
+    lab.inside(lab.b, "sysctl", "-qw", "net.ipv4.tcp_syncookies=2", f"net.ipv4.tcp_timestamps={timestamps}")
+    with (
+        Background(lab.b, SINK, "10.93.0.2", "7505") as sink,
+        Counting(tmp_path, f"plugins: [tcpconnect], netns: [{lab.a}, {lab.b}]") as counting,
+    ):
+        assert python(lab.a, CONNECTS, "10.93.0.2", "7505", "12") == "ok=12\n"
+        assert [sink.line() for _ in range(12)] == ["0"] * 12
+    assert counting.parts(OPENED, "role", "netns") == {("connected", lab.a): 12, ("accepted", lab.b): 12}
+    measured = {("accepted",): 12} if timestamps else {}
+    assert counting.parts(f"{HANDSHAKE}_count", "role") == {("connected",): 12, **measured}

@@ -37,6 +37,16 @@ for number in range(int(sys.argv[1])):
         except PermissionError:
             pass
 """
+LATE = """
+import socket, sys, time
+door = socket.create_server(("10.93.0.2", 7700))
+print("ready", flush=True)
+count = int(sys.stdin.readline())
+time.sleep(0.3)
+for _ in range(count):
+    door.accept()
+print("accepted", flush=True)
+"""
 
 
 def said(*argv: str) -> str:
@@ -133,6 +143,10 @@ def everything(lab: Lab) -> None:
     with Background(lab.b, SCRIPTS["SINK"], "10.93.0.2", "7100") as sink:
         python(lab.a, SCRIPTS["POUR"], "10.93.0.2", "7100", "400000", "2")
         assert [sink.line(), sink.line()] == ["400000", "400000"]
+    with Background(lab.b, LATE) as late:
+        assert python(lab.a, SCRIPTS["CONNECTS"], "10.93.0.2", "7700", "3") == "ok=3\n"
+        late.say("3")
+        assert late.line() == "accepted"
 
 
 def readings(lab: Lab) -> Iterator[tuple[str, dict[str, int]]]:

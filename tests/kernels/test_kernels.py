@@ -1,6 +1,7 @@
 """Debian's own kernels, each with its own Python and BCC: the plugins load, count exactly, and tell netfilter's drops apart.
 
-These kernels have kprobes, which the other tests' machine may not: what `dropreason` adds by them is proved here. See README.md.
+These kernels have kprobes, which the other tests' machine may not: what `dropreason` and `tcpconnect` add by them is proved
+here. See README.md.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ def test_every_hook_of_every_plugin_is_there(seen: Seen, compiled: Counted) -> N
     # It isn't switched on for this: the kernel's own default.
     assert set(lacking) <= {("conntrack", "file:/proc/net/nf_conntrack")}
     assert compiled.probes() == {
-        ("dropreason", f"{kind}:{function}"): ("ok", "")
-        for kind, function in (
-            ("kprobe", "nf_hook_slow"),
-            ("kprobe", "nf_hook_slow_list"),
-            ("kprobe", "__nf_conntrack_confirm"),
-            ("kretprobe", "__nf_conntrack_confirm"),
+        (plugin, f"{kind}:{function}"): ("ok", "")
+        for plugin, kind, function in (
+            ("dropreason", "kprobe", "nf_hook_slow"),
+            ("dropreason", "kprobe", "nf_hook_slow_list"),
+            ("dropreason", "kprobe", "__nf_conntrack_confirm"),
+            ("dropreason", "kretprobe", "__nf_conntrack_confirm"),
+            ("tcpconnect", "kprobe", "security_sock_graft"),
         )
     }
     assert compiled.missed() == {}
@@ -117,13 +119,26 @@ def test_retransmitted_segments_and_connections_are_the_kernels_own(seen: Seen, 
     assert again > 5
     assert compiled.total("retinarun_tcp_retransmitted_segments_total", netns=a) == again
     opened, failed = "retinarun_tcp_connections_total", "retinarun_tcp_connect_failures_total"
-    # Two that pour, and each question over TCP has one of its own.
-    assert compiled.parts(opened, "role", "netns") == {("connected", a): 22, ("accepted", b): 22}
+    # Two that pour, three that wait, and each question over TCP has one of its own.
+    assert compiled.parts(opened, "role", "netns") == {("connected", a): 25, ("accepted", b): 25}
     assert compiled.parts(failed, "error", "family") == {("ECONNREFUSED", "ipv4"): 30, ("ECONNREFUSED", "ipv6"): 20}
     resets = "retinarun_tcp_resets_total"
     assert compiled.total(resets, direction="received", netns=a) == moved["counters b"]["TcpOutRsts"] == 50
     sent = 50 if seen.version >= RESETS_WITHOUT_SOCKETS else 0
     assert compiled.total(resets, direction="sent", netns=b) == sent
+
+
+def test_handshakes_are_measured_on_both_sides_and_so_is_what_waits_for_accept(seen: Seen, compiled: Counted) -> None:
+    """Three connections were established 0.3 s and more before they were accepted."""
+    a, b = seen.truth["names"]["a"], seen.truth["names"]["b"]
+    handshake, wait = "retinarun_tcp_handshake_seconds", "retinarun_tcp_accept_wait_seconds"
+    assert compiled.parts(f"{handshake}_count", "role", "netns") == {("connected", a): 25, ("accepted", b): 25}
+    assert compiled.parts(f"{wait}_count", "netns") == {(b,): 25}
+    assert compiled.total(f"{wait}_sum", netns=b) > 3 * 0.3
+    quick = max(
+        (v for m, given, v in compiled.samples if m == f"{wait}_bucket" and float(given["le"]) < 0.3), default=0
+    )
+    assert quick <= 22
 
 
 def test_flows_of_udp_are_what_was_sent(seen: Seen, compiled: Counted) -> None:
@@ -166,5 +181,7 @@ def test_nothing_stays_in_the_kernel(seen: Seen) -> None:
     programs, probes = seen.truth["programs"], seen.truth["probes"]
     assert len(set(programs["during"]) - set(programs["before"])) >= 10
     assert programs["between"] == programs["after"] == programs["before"]
-    assert probes["compiled"] == sorted(["nf_hook_slow", "nf_hook_slow_list", *["__nf_conntrack_confirm"] * 2])
+    assert probes["compiled"] == sorted(
+        ["nf_hook_slow", "nf_hook_slow_list", *["__nf_conntrack_confirm"] * 2, "security_sock_graft"]
+    )
     assert probes["before"] == probes["after"] == []

@@ -186,13 +186,18 @@ class TcpConnect(Decoder):
             else:
                 role = "accepted" if kind == 2 else "connected"
                 into.add("retinarun_tcp_connections_total", (("role", role), version, *where), number)
-        slots: Dict[int, Dict[int, Tuple[int, ...]]] = {}
+        slots: Dict[Tuple[int, int], Dict[int, Tuple[int, ...]]] = {}
         for key, value in self.handshakes.since().items():
-            netns, slot = struct.unpack("=II", key)
-            known = slots.setdefault(netns if self.place.labelled else 0, {})
+            netns, slot, kind = struct.unpack("=IHH", key)
+            known = slots.setdefault((netns if self.place.labelled else 0, kind), {})
             known[slot] = tuple(a + b for a, b in zip(known.get(slot, (0, 0)), value))
-        for netns, found in slots.items():
-            into.histogram("retinarun_tcp_handshake_seconds", self.place.labels(netns), found)
+        for (netns, kind), found in slots.items():
+            where = self.place.labels(netns)
+            if kind == 3:
+                into.histogram("retinarun_tcp_accept_wait_seconds", where, found)
+            else:
+                side = ("role", "accepted" if kind == 2 else "connected")
+                into.histogram("retinarun_tcp_handshake_seconds", (side, *where), found)
 
 
 class PacketForward(Decoder):
