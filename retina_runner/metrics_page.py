@@ -109,7 +109,8 @@ far), to some of its functions: the kernel takes all of them away when the agent
 (`apt-get install python3-bpfcc`, or `dnf install python3-bcc`) compiles them on the node, in a
 child process; no kernel headers are needed, but the kernel's own type information, /sys/kernel/btf/vmlinux. A plugin that
 can't be had on a node is left out with its reason; everything else is still collected. Every hook is a row of
-`capabilities` in the manifest. What a plugin knows that it missed (a full table, a program run that the kernel skipped, a
+`capabilities` in the manifest. Whether functions can be probed on this machine, `doctor` and `plan` try beforehand; of other
+nodes it is unknown until they have tried. What a plugin knows that it missed (a full table, a program run that the kernel skipped, a
 counter that was reset, a CPU that went or came) makes the verdict of the totals `lossy`, with the number.
 
 Every program's cost is a row of `programs` in the manifest, by the kernel's own account. That account takes as long as a
@@ -125,7 +126,9 @@ programs, 0.6 s with BCC, whose child has 135 MB.
 What a node has compiled goes back with the run, and the runner keeps it in `~/.cache/retina-run/bytecode` (`$XDG_CACHE_HOME`
 counts); nothing of it stays on the node. Later plans take it along: a node of the same kernel needs neither BCC nor the time
 to compile, and `why` in its capabilities says "bytecode that the runner brought". `resume` and `retina-run exporter` use and
-fill the same cache; Jobs that `plan --manifests` prints don't: they are the same wherever they are printed. The same kernel
+fill the same cache. Jobs that `plan --manifests` prints don't, though a kernel's programs, some 15 kB, would fit the ConfigMap of their
+plan: manifests are the same wherever and whenever they are printed, and named for what they hold, so that what a runner happened to
+have met would make other Jobs, and another capture, of the same runbook. The image that they run has BCC. The same kernel
 means the same release, build, machine and BTF, and the same programs, ports and table sizes; everything else is refused. So
 is what is damaged, and every program that calls more of the kernel than counting takes: a node that was taken over can't
 have the runner carry a harmful program to the others. A kernel that no run has met yet needs BCC on one of its nodes, once.

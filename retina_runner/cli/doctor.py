@@ -10,6 +10,8 @@ from pathlib import Path
 
 from retina_runner.agent import facts, process
 from retina_runner.agent.collectors import ebpf
+from retina_runner.agent.ebpf import kprobes
+from retina_runner.agent.metrics import plugins
 from retina_runner.errors import Exit
 from retina_runner.executors.local import default_work_directory
 from retina_runner.units import format_size
@@ -46,6 +48,7 @@ def main(chosen: argparse.Namespace) -> int:
         print(
             f"  {'missing' if why else 'ok     '}  {name:10s} {why + '; ' + hint if why else 'for the BPF plugins of ebpf'}"
         )
+    print(f"  {_probes()}")
     rights = facts.rights()
     capable = {"net_raw", "net_admin"} <= set(rights["capabilities"])
     held = ", ".join(rights["capabilities"]) or "no capability of the ones that captures need"
@@ -60,3 +63,15 @@ def main(chosen: argparse.Namespace) -> int:
         print("to get the rights: run as root (sudo retina-run …)")
     lacking = any(process.find(tool) is None for tool in NEEDED) or not capable
     return Exit.UNTOUCHED if lacking else Exit.OK
+
+
+def _probes() -> str:
+    """What becomes of the plugins' hooks at functions of the kernel: they add detail, and each is tried."""
+    wanted = ebpf.probed(plugins.names(), {})
+    names = " and ".join(sorted({name for names in wanted.values() for name in names}))
+    refused = ebpf.unprobed(wanted)
+    if not refused:
+        return f"ok       kprobe     for more of {names}"
+    why = "; ".join(why if len(refused) == 1 else f"{', '.join(of)}: {why}" for why, of in refused.items())
+    status = "missing" if os.geteuid() == 0 or kprobes.lacking() else "unknown"
+    return f"{status}  kprobe     {why}; {names} tell less without"

@@ -11,6 +11,7 @@ from typing import Any
 
 from retina_runner import planning
 from retina_runner.agent import facts, process
+from retina_runner.agent.collectors import ebpf
 from retina_runner.cli.resolve import Resolved, host_shelves, resolve, work_directory_of
 from retina_runner.delivery import open_places
 from retina_runner.errors import Exit, UsageError
@@ -60,11 +61,30 @@ def main(chosen: argparse.Namespace) -> int:
                 else ""
             )
             print(f"  rights: {', '.join(told['needs'])}{have}")
+        for line in _probes(plan):
+            print(f"  {line}")
         if plan.executor == "local":
             missing = [c[0] for c in told["commands"] if process.find(c[0]) is None]
             if missing:
                 print(f"  missing here: {', '.join(sorted(set(missing)))}; retina-run doctor says how to get it")
     return Exit.OK
+
+
+def _probes(plan: planning.NodePlan) -> Iterator[str]:
+    """What becomes of the hooks at functions of the kernel, which only add detail: tried here, unknown elsewhere."""
+    wanted: dict[tuple[str, bool], list[str]] = {}
+    for entry in plan.document["collectors"]:
+        if entry["name"] == "ebpf":
+            wanted |= ebpf.probed(entry["options"]["plugins"], entry["options"])
+    if not wanted:
+        return
+    names = ", ".join(sorted({name for names in wanted.values() for name in names}))
+    if plan.executor != "local":
+        yield f"kprobes, for more of {names}: unknown until the node has tried; see the capabilities in its manifest"
+        return
+    refused = ebpf.unprobed(wanted)
+    said = "; ".join(f"not at {', '.join(of)}: {why}" for why, of in refused.items())
+    yield f"kprobes, for more of {names}: {said or 'present'}"
 
 
 def _job(job: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retina_runner.agent.ebpf import syscalls
+from retina_runner.agent.ebpf import kprobes, syscalls
 from tests.ebpf.counting import Background, counters, device, python, quiet
 from tests.kernels.agent import Window
 from tests.lab import Lab, eventually, sh
@@ -67,6 +67,7 @@ def facts() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "iptables": said("iptables", "-V"),
         "kprobes": os.path.exists("/sys/bus/event_source/devices/kprobe/type"),
+        "refusals": {name: kprobes.refusal(name, False) for name in ("security_sock_graft", "no_such_function")},
     }
 
 

@@ -52,6 +52,13 @@ def test_every_hook_of_every_plugin_is_there(seen: Seen, compiled: Counted) -> N
     assert compiled.missed() == {}
 
 
+def test_probes_are_tried_beforehand(seen: Seen) -> None:
+    """As `doctor` and `plan` do; nothing of it stays, or the window `compiled` would have had it in its list of probes."""
+    refusals = seen.facts["refusals"]
+    assert refusals["security_sock_graft"] == ""
+    assert refusals["no_such_function"].startswith("the kernel has no function no_such_function")
+
+
 def test_a_rules_drops_are_told_by_chain_to_the_packet(seen: Seen, compiled: Counted) -> None:
     """Every chain another number, 1,000 at INPUT; the back end of nft and that of legacy iptables; REJECT is a drop too."""
     a, b = seen.truth["names"]["a"], seen.truth["names"]["b"]

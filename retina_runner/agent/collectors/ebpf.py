@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from retina_runner.agent.collectors import Collector
 from retina_runner.agent.context import COMPLETE, LOSSY, PARTIAL, Context, Verdict, utc
@@ -210,6 +210,30 @@ def lacks() -> List[Tuple[str, str, str]]:
         ("bcc", compiling.without_bcc(), compiling.HINT),
         ("btf", compiling.without_btf(), "a kernel with CONFIG_DEBUG_INFO_BTF=y"),
     ]
+
+
+def probed(names: Sequence[str], options: Mapping[str, Any]) -> Dict[Tuple[str, bool], List[str]]:
+    """(function of the kernel, whether where it returns) to the plugins that tell more where it can be probed."""
+    from retina_runner.agent.ebpf import compiling
+
+    found: Dict[Tuple[str, bool], List[str]] = {}
+    for plugin in compiling.chosen(names, options):
+        for hook in plugin.document["hooks"]:
+            if hook["kind"] in (compiling.FUNCTION, compiling.RETURN) and options.get(hook.get("option", ""), True):
+                found.setdefault((hook["target"], hook["kind"] == compiling.RETURN), []).append(plugin.name)
+    return found
+
+
+def unprobed(wanted: Mapping[Tuple[str, bool], Sequence[str]]) -> Dict[str, List[str]]:
+    """Why this kernel can't be probed there, to the functions: tried, which takes the rights that BPF programs do."""
+    from retina_runner.agent.ebpf import kprobes
+
+    found: Dict[str, List[str]] = {}
+    for function, returns in wanted:
+        why = kprobes.refusal(function, returns)
+        if why:
+            found.setdefault(why, []).append(function)
+    return {why: list(dict.fromkeys(functions)) for why, functions in found.items()}
 
 
 def problems(options: Mapping[str, Any]) -> Tuple[List[Gap], List[Gap]]:

@@ -10,13 +10,15 @@ import fcntl
 import os
 import struct
 
-from retina_runner.agent.ebpf.syscalls import libc
+from retina_runner.agent.ebpf import syscalls
 
 SOURCE = "/sys/bus/event_source/devices/kprobe"
 NUMBERS = {"x86_64": 298}
 """perf_event_open, by machine: those whose registers bpf/retinarun.h knows."""
 CLOSE_ON_EXEC = 8  # PERF_FLAG_FD_CLOEXEC
 SET_PROGRAM, ENABLE = 0x40042408, 0x2400  # PERF_EVENT_IOC_SET_BPF, PERF_EVENT_IOC_ENABLE
+DOES_NOTHING = syscalls.INSTRUCTION.pack(0xB7, 0, 0, 0) + syscalls.INSTRUCTION.pack(0x95, 0, 0, 0)
+"""r0 = 0; exit."""
 ATTRIBUTES_BYTES = 72  # PERF_ATTR_SIZE_VER1, the first that has config2
 
 
@@ -25,6 +27,22 @@ def lacking(source: str = SOURCE) -> str:
     if os.uname().machine not in NUMBERS:
         return f"where {os.uname().machine} passes a function's arguments isn't known here"
     return "" if os.path.exists(f"{source}/type") else f"this kernel has no kprobes ({source})"
+
+
+def refusal(function: str, returns: bool, source: str = SOURCE) -> str:
+    """Why the function can't be probed here, by trying it with a program that does nothing; else an empty text. Nothing stays."""
+    why = lacking(source)
+    if why:
+        return why
+    try:
+        program = syscalls.load(syscalls.KPROBE, "trial", DOES_NOTHING, [])
+        try:
+            os.close(open_probe(function, returns, program, source))
+        finally:
+            os.close(program)
+    except OSError as error:
+        return str(error.strerror or error)
+    return ""
 
 
 def open_probe(function: str, returns: bool, program: int, source: str = SOURCE) -> int:
@@ -39,7 +57,7 @@ def open_probe(function: str, returns: bool, program: int, source: str = SOURCE)
     )
     given = ctypes.create_string_buffer(attributes, len(attributes))
     # Any process, on CPU 0: the event is only the handle of a probe that fires everywhere.
-    probe = int(libc.syscall(NUMBERS[os.uname().machine], given, -1, 0, -1, CLOSE_ON_EXEC))
+    probe = int(syscalls.libc.syscall(NUMBERS[os.uname().machine], given, -1, 0, -1, CLOSE_ON_EXEC))
     if probe < 0:
         number = ctypes.get_errno()
         if number == 2:  # ENOENT
