@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import marshal
+import sys
 import tokenize
 import zipfile
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ _SELDOM = (
     "rescue",
 )
 """Below `agent/`, what only some plans need: it travels as source only."""
+_LEVEL = 6
+"""Level 9 makes it 1 % smaller in four times the time (86 ms instead of 25, of CPU, at the start of every run)."""
 _PACKAGE = f'__version__ = "{__version__}"\n'.encode()
 
 
@@ -67,7 +70,7 @@ def agent_bundle(compiled: bool = True) -> AgentBundle:
             info = zipfile.ZipInfo(name, _FIXED_TIME)
             info.compress_type = zipfile.ZIP_DEFLATED
             info.external_attr = 0o644 << 16
-            archive.writestr(info, content, compresslevel=9)
+            archive.writestr(info, content, compresslevel=_LEVEL)
     content = b"#!/usr/bin/env python3\n" + buffer.getvalue()
     digest = hashlib.sha256(content).hexdigest()
     return AgentBundle(f"agent-{digest[:12]}.pyz", digest, content)
@@ -82,6 +85,8 @@ def data_directory(name: str) -> Path:
 
 def _members(compiled: bool) -> Iterator[tuple[str, bytes]]:
     package = Path(__file__).resolve().parent
+    for number in range(256):
+        sys.intern(chr(number))  # each is one object in a process, and marshalled otherwise once anybody has done that
     for path in sorted((package / "agent").rglob("*.py")):
         name = f"retina_runner/{path.relative_to(package).as_posix()}"
         yield name, path.read_bytes() if compiled else bare(path.read_bytes())

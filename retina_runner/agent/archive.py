@@ -17,7 +17,6 @@ import hashlib
 import os
 import threading
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Tuple
 
@@ -25,6 +24,7 @@ from retina_runner.agent.artefact import check_path
 from retina_runner.agent.framing import Framing, GzipFraming, crc32_combine
 from retina_runner.agent.member import TAR_BLOCK, Member, MemberInfo, tar_header
 from retina_runner.agent.passing import REST_BYTES, is_full
+from retina_runner.agent.records import dataclass
 
 RESERVE_BYTES = 64 << 10
 _COPY_BYTES = 1 << 20

@@ -9,9 +9,10 @@ import os
 import resource
 import shutil
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Mapping, Optional, Tuple
+
+from retina_runner.agent.records import dataclass
 
 WATCH_EVERY_S = 1.0
 

@@ -13,9 +13,7 @@ from typing import Any, Dict, List
 
 from retina_runner.agent import bounds, collectors, facts
 from retina_runner.agent.context import Gap
-from retina_runner.agent.framing import framing_of
 from retina_runner.agent.plan import Plan
-from retina_runner.agent.pod import Inside, Pod
 from retina_runner.agent.process import MissingTool
 from retina_runner.agent.workspace import UnsafeDirectory, check_private
 
@@ -77,9 +75,12 @@ def _check_place(plan: Plan, parent: Path, note: Any) -> None:
 
 def _may_look(plan: Plan, note: Any) -> bool:
     """Go to where the collectors would look, which for a pod's own view is its network namespace; whether that worked."""
-    pod = Pod.of(plan.document)
-    if pod is None:
+    if not plan.document.get("pod"):
         return True
+    from retina_runner.agent.pod import Inside, Pod
+
+    pod = Pod.of(plan.document)
+    assert pod is not None
     try:
         Inside(pod)
     except Gap as gap:
@@ -89,6 +90,10 @@ def _may_look(plan: Plan, note: Any) -> bool:
 
 
 def _check_compression(plan: Plan, note: Any) -> None:
+    if plan.compression != "zstd":
+        return  # the others need nothing that Python hasn't
+    from retina_runner.agent.framing import framing_of
+
     try:
         framing_of(plan.compression)
     except MissingTool as missing:

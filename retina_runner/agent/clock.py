@@ -7,8 +7,9 @@ notices by comparing the clocks, and says which stamps belong to the window on e
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Callable, List, Tuple
+
+from retina_runner.agent.records import dataclass
 
 STEP_THRESHOLD_S = 0.05
 """Smaller differences are slewing or scheduling. adjtime(3) slews by at most 500 ppm, so far less between two samples."""

@@ -7,10 +7,10 @@ functions below; nothing else has a meaning, so nothing else can happen. Pure: w
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from retina_runner.agent.counters import FAMILY, Snapshot
+from retina_runner.agent.records import dataclass, field
 
 Number = Union[int, float]
 LONGEST = 1000

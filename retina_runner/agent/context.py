@@ -12,7 +12,6 @@ import json
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
@@ -20,6 +19,7 @@ from retina_runner.agent import process
 from retina_runner.agent.artefact import Artefact, check_path
 from retina_runner.agent.gaps import Gap as Gap
 from retina_runner.agent.passing import is_full
+from retina_runner.agent.records import dataclass, field
 
 HELD_BYTES = 32 << 20
 """How much of what collectors write is kept in memory, for the archive, when the disk has no room for it."""
@@ -289,3 +289,8 @@ def utc(when: Optional[float] = None) -> str:
     when = time.time() if when is None else when
     seconds, fraction = divmod(round(when * 1_000_000), 1_000_000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{fraction:06d}Z"
+
+
+def stamp_of(reference: float) -> str:
+    """The name of an event at that instant, Unix time on the runner's clock: as in archives' names."""
+    return time.strftime("%Y%m%d%H%M%S", time.gmtime(reference))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import resource
 import threading
-from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Mapping, Optional, Tuple
 
-from retina_runner.agent import facts, manifest
-from retina_runner.agent.archive import ArchiveInfo
+from retina_runner.agent import facts
 from retina_runner.agent.clock import NodeClock
 from retina_runner.agent.context import PARTIAL, Record, utc, worst
 from retina_runner.agent.plan import Plan
+
+if TYPE_CHECKING:
+    # Imported where they are used, which is after T0.
+    from retina_runner.agent import manifest
+    from retina_runner.agent.archive import ArchiveInfo
 
 ASKED_AFTER_S = 0.3
 """How long into the window the tools are asked for their versions: nothing is to come between a node and its T0."""
@@ -28,7 +33,14 @@ class Course:
         self._asking: Optional[threading.Thread] = None
 
     def phase(self, phase: str) -> None:
+        self.begin(phase)
+        self.tell(phase)
+
+    def begin(self, phase: str) -> None:
+        """The phase begins now; the events say it when they are told."""
         self._phases[phase] = utc()
+
+    def tell(self, phase: str) -> None:
         self._emit("phase", phase=phase)
 
     def ask_host(self, wait: Callable[[float], object]) -> None:
@@ -38,6 +50,8 @@ class Course:
         def ask() -> None:
             wait(ASKED_AFTER_S)
             self._host = facts.host()
+            for name in ("manifest", "packing"):
+                importlib.import_module(f"retina_runner.agent.{name}")  # now, when there is time
 
         self._asking = threading.Thread(target=ask, name="facts", daemon=True)
         self._asking.start()
@@ -57,6 +71,8 @@ class Course:
                offset: Tuple[Optional[float], Optional[float]], planned_s: Optional[float] = None,
                trigger: Optional[Mapping[str, Any]] = None) -> bytes:  # fmt: skip
         """What `record` and this have to say of one archive. `offset` is the node's clock minus the runner's, and its error."""
+        from retina_runner.agent import manifest
+
         return manifest.render(
             plan=self.plan, record=record, base=base, host=self._host, files=files, window=window,
             clock=manifest.ClockFacts(*offset, steps=tuple(self._clock.steps)), cost=self._cost(), phases=self._phases,
@@ -73,8 +89,10 @@ class Course:
         }
 
     def _cost(self) -> manifest.CostFacts:
+        from retina_runner.agent.manifest import CostFacts
+
         own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        return manifest.CostFacts(
+        return CostFacts(
             cpu_s=own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
             peak_rss_bytes=own.ru_maxrss * 1024,
             peak_child_rss_bytes=children.ru_maxrss * 1024,

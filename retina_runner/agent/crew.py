@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List
 
 from retina_runner.agent import collectors
 from retina_runner.agent.context import Context, Gap, Record, said, utc
 from retina_runner.agent.plan import Entry
+from retina_runner.agent.records import dataclass
 from retina_runner.agent.workspace import Workspace
 
 

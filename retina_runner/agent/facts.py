@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from typing import Any, Dict, Optional
 
@@ -32,7 +31,7 @@ def host() -> Dict[str, Any]:
 def system() -> Dict[str, Any]:
     """hostname, kernel, machine, distribution, python: what is known without starting anything."""
     return {
-        "hostname": socket.gethostname(),
+        "hostname": os.uname().nodename,
         "kernel": os.uname().release,
         "machine": os.uname().machine,
         "distribution": distribution(),

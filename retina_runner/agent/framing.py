@@ -33,6 +33,11 @@ FRAME_BYTES = 4 << 20
 FRAME_LEAST_BYTES = 512
 """Less than this isn't worth a process."""
 FRAME_LIMIT_S = 120.0
+SAMPLED_FROM_BYTES, SAMPLES, SAMPLE_BYTES = 64 << 10, 8, 2 << 10
+"""Pieces from this size on are tried before they are deflated, by so many samples of them."""
+COUNTED_MOST_BYTES = 2 << 20
+DENSE = 0.97
+"""Samples that deflate to no less than this part of themselves are of what is packed or encrypted already."""
 ZSTD = ("zstd", "-q", "-1", "-c", "--single-thread")
 
 
@@ -92,6 +97,33 @@ class _Deflater:
         return rest
 
 
+class _Sparing:
+    """Deflates, and stores what that wouldn't make smaller: it takes the longest, 21 ms a megabyte, and gives nothing."""
+
+    def __init__(self, level: int):
+        self._level, self._now, self._stores = level, _Deflater(level), False
+
+    def compress(self, data: bytes) -> bytes:
+        stores, rest = _dense(data), b""
+        if stores != self._stores:
+            rest = self.end()
+            self._now, self._stores = _Deflater(0 if stores else self._level), stores
+        made: bytes = self._now.compress(data)
+        return rest + made
+
+    def end(self) -> bytes:
+        return self._now.end()
+
+
+def _dense(data: bytes) -> bool:
+    """Whether it looks as if deflating it were of no use; few bytes never do."""
+    if len(data) < SAMPLED_FROM_BYTES:
+        return False
+    starts = range(0, len(data) - SAMPLE_BYTES, len(data) // SAMPLES)
+    sample = b"".join(data[at : at + SAMPLE_BYTES] for at in starts)
+    return len(zlib.compress(sample, 1)) >= DENSE * len(sample)
+
+
 class GzipFraming(Framing):
     """One gzip member; level 0 stores."""
 
@@ -104,7 +136,7 @@ class GzipFraming(Framing):
         return b"\0" + struct.pack("<HH", len(header), len(header) ^ 0xFFFF) + header
 
     def squeezer(self, stored: bool) -> Any:
-        return _Deflater(0 if stored else self._level)
+        return _Deflater(0) if stored or not self._level else _Sparing(self._level)
 
     def front(self, plain: bytes) -> bytes:
         deflated = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -210,10 +242,12 @@ def crc32_combine(first: int, second: int, second_length: int) -> int:
     """CRC-32 of two texts in a row, from the CRC of each and the length of the second.
 
     Appending n zero bytes to a message is a linear map of its CRC over GF(2); the map for n is composed by squaring
-    from the one for a single zero bit. The method is that of zlib's crc32_combine.
+    from the one for a single zero bit. The method is that of zlib's crc32_combine. For few bytes zlib itself applies the
+    map sooner, as the difference of what they make of two CRCs.
     """
-    if not second_length:
-        return first
+    if second_length <= COUNTED_MOST_BYTES:
+        zeros = bytes(second_length)
+        return zlib.crc32(zeros, first) ^ zlib.crc32(zeros) ^ second
     # The map of one zero bit, as the images of the 32 unit vectors (reflected polynomial of RFC 1952).
     power = [0xEDB88320] + [1 << bit for bit in range(31)]
     for _ in range(3):

@@ -7,14 +7,18 @@ names one of theirs, and firewall rules where one counts them.
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from retina_runner.agent import collectors, conditions, symptoms
+from retina_runner.agent import collectors
 from retina_runner.agent.context import COMPLETE, Context, Record, worst
-from retina_runner.agent.counters import Snapshot
 from retina_runner.agent.plan import Plan
 from retina_runner.agent.stopping import Failed
 from retina_runner.agent.workspace import Workspace
+
+if TYPE_CHECKING:
+    # Imported where they are used: most plans have no condition.
+    from retina_runner.agent import conditions
+    from retina_runner.agent.counters import Snapshot
 
 
 class Looks:
@@ -23,12 +27,14 @@ class Looks:
     def __init__(self, plan: Plan, workspace: Workspace, emit: Callable[..., None],
                  active: Callable[[], Sequence[collectors.Collector]]):  # fmt: skip
         self._plan, self._workspace, self._emit, self._active = plan, workspace, emit, active
-        self._expected = [conditions.parse(text, afterwards=True) for text in plan.document.get("expect") or ()]
+        self._expected = _parsed(plan.document.get("expect") or ())
         self._taken: List[Tuple[Snapshot, Dict[str, int], float]] = []
 
     def symptom(self, condition: conditions.Condition, wait: Callable[[], None]) -> Tuple[bool, str]:
         """(whether it holds over two looks with `wait` between them, its numbers in words). Raises Failed where it can't be
         known, and whatever `wait` raises. Nothing that was attached for it stays."""
+        from retina_runner.agent import conditions, symptoms
+
         scouts = self._scouts(condition)
         try:
             before, rules, begun = (
@@ -71,6 +77,8 @@ class Looks:
         self, wanted: Sequence[conditions.Condition], of: Optional[Sequence[collectors.Collector]] = None
     ) -> Snapshot:
         """What the conditions may ask: the kernel's own counters, and metric plugins' where one of them does."""
+        from retina_runner.agent import symptoms
+
         found = symptoms.counters()
         if any(condition.metrics for condition in wanted):
             for collector in self._active() if of is None else of:
@@ -83,6 +91,8 @@ class Looks:
     def look(self) -> None:
         """One more look at the node, for the plan's `expect`. Metrics count from T0 by themselves: the first has none."""
         if self._expected:
+            from retina_runner.agent import symptoms
+
             counters_now = self.counters(self._expected if self._taken else ())
             self._taken.append((counters_now, symptoms.rule_packets(self._expected), time.monotonic()))
 
@@ -90,6 +100,8 @@ class Looks:
         """What was expected of the window, each told as it came out; what can't be known isn't as expected."""
         if len(self._taken) < 2:
             return
+        from retina_runner.agent import conditions
+
         (before, rules, begun), (after, rules_after, over) = self._taken[0], self._taken[-1]
         measured = conditions.Measured(
             before, after, max(over - begun, 0.001), (rules, rules_after),
@@ -108,6 +120,14 @@ class Looks:
             if not ok:
                 record.warnings.append(f"not as expected: {condition.text}: {why}")
             self._emit("expectation", expression=condition.text, ok=ok, why=why)
+
+
+def _parsed(expected: Sequence[str]) -> List[conditions.Condition]:
+    if not expected:
+        return []
+    from retina_runner.agent import conditions
+
+    return [conditions.parse(text, afterwards=True) for text in expected]
 
 
 def _told(numbers: Dict[str, Any]) -> str:

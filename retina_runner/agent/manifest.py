@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
 from typing import Any, Dict, Iterable, Mapping, Optional, Tuple
 
 from retina_runner.agent.clock import Step
 from retina_runner.agent.context import Record, utc, worst
 from retina_runner.agent.plan import Plan
+from retina_runner.agent.records import asdict, dataclass
 
 MANIFEST_FORMAT = 1
 POD_FIELDS = ("namespace", "name", "uid")

@@ -10,12 +10,12 @@ import os
 import tarfile
 import zlib
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Deque, Optional
 
 from retina_runner.agent.framing import crc32_combine
 from retina_runner.agent.passing import is_full
+from retina_runner.agent.records import dataclass
 
 if TYPE_CHECKING:
     from retina_runner.agent.archive import ArchiveWriter

@@ -6,9 +6,10 @@ Format: the pcap savefile of libpcap, pcap-savefile(5): a 24-byte header, then r
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Iterator, List, Optional, Sequence, Tuple, Union
+
+from retina_runner.agent.records import dataclass
 
 HEADER_BYTES, RECORD_BYTES = 24, 16
 LARGEST_PACKET_BYTES = 1 << 20

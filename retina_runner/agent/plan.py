@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 from retina_runner.agent import PLAN_FORMAT
 from retina_runner.agent.bounds import Bounds
+from retina_runner.agent.records import dataclass
 
 
 class PlanError(Exception):

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from typing import Any, Iterator, List, Mapping, Optional, Tuple
 
 from retina_runner.agent.context import Gap
 from retina_runner.agent.metrics.namespaces import enter, here
 from retina_runner.agent.process import start_ticks
+from retina_runner.agent.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ import signal
 import subprocess
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Callable, List, Mapping, Optional, Sequence, Tuple, Union
+
+from retina_runner.agent.records import dataclass
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where node tools are looked for: an SSH or cron session's PATH often lacks the sbin directories."""

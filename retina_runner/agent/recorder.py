@@ -14,13 +14,13 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Set, Tuple
 
 from retina_runner.agent import conditions, symptoms
-from retina_runner.agent.context import utc
+from retina_runner.agent.context import stamp_of, utc
 from retina_runner.agent.counters import Snapshot
+from retina_runner.agent.records import dataclass, field, replace
 
 STEP_S = 0.1
 LINGER_S = 3.0
@@ -72,7 +72,7 @@ class Freeze:
     @staticmethod
     def of(order: Mapping[str, Any]) -> "Freeze":
         """An order, as the `freeze` verb left it."""
-        known = Freeze.__dataclass_fields__
+        known = Freeze.__annotations__
         return Freeze(**{k: v for k, v in order.items() if k in known})
 
     def told(self) -> Dict[str, Any]:
@@ -82,11 +82,6 @@ class Freeze:
             "instant": utc(self.reference), "instant_node": utc(self.instant), "before_s": round(self.instant - self.start, 6),
             "after_s": round(self.end - self.instant, 6), "alone": self.why_alone,
         }  # fmt: skip
-
-
-def stamp_of(reference: float) -> str:
-    """The name of an event at that instant, Unix time on the runner's clock: as in archives' names."""
-    return time.strftime("%Y%m%d%H%M%S", time.gmtime(reference))
 
 
 @dataclass

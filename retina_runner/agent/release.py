@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from typing import Any, Mapping, Optional, Tuple
 
 from retina_runner.agent.plan import Plan
+from retina_runner.agent.records import dataclass
 from retina_runner.agent.stopping import Abandoned, Stop
 from retina_runner.agent.workspace import Workspace
 
@@ -15,7 +15,7 @@ POLL_S, POLL_SOON_S, SOON_S = 0.05, 0.005, 3.0
 """How often a node that is ready looks for its T0; and how often at first, since the others are ready about then too."""
 GRACE_S = 30.0
 """How much longer than the barrier's own limit an agent waits for T0 before it concludes that the runner is gone."""
-BEGIN_MARGIN_S = 0.2
+BEGIN_MARGIN_S = 0.1
 
 
 def begin_lead_s(rehearsal_s: float) -> float:

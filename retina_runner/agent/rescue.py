@@ -9,11 +9,10 @@ from typing import List
 
 from retina_runner.agent import ballast, facts, manifest
 from retina_runner.agent.archive import ArchiveWriter
-from retina_runner.agent.context import PARTIAL, Record, Verdict
+from retina_runner.agent.context import PARTIAL, Record, Verdict, stamp_of
 from retina_runner.agent.packing import Packing
 from retina_runner.agent.pcap import inspect
 from retina_runner.agent.plan import Plan
-from retina_runner.agent.recorder import stamp_of
 from retina_runner.agent.release import told
 from retina_runner.agent.workspace import Journal, Workspace, read_events
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import asdict, dataclass, field
 from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from retina_runner.agent.records import asdict, dataclass, field
 
 _RULE = re.compile(r"^\[(\d+):(\d+)\] -A (\S+) ?(.*)$")
 _CHAIN = re.compile(r"^:(\S+) (\S+) \[(\d+):(\d+)\]$")

@@ -20,7 +20,6 @@ import select
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, List, NoReturn, Optional, Sequence, Tuple
 
@@ -28,8 +27,9 @@ BEAT_S = 5.0
 READ_BYTES = 1 << 18
 READING_VERBS = ("check",)
 QUICK_VERBS = ("start", "release", "freeze", "drop", "alive", "stop")
-PRELOADED = ("checks", "plan", "supervisor", "workspace", "session", "rescue", "following")
-"""Imported before the first request, and by that once for all the verbs that are forks."""
+PRELOADED = ("checks", "plan", "supervisor", "workspace", "session", "following")
+"""Imported before the first request, and by that once for all the verbs that are forks. What only some plans need, or only
+after T0, is imported when they do: the agent's file is held for as long (own_file.py)."""
 
 
 class _Gone(Exception):
@@ -81,6 +81,8 @@ class _Server:
             elif verb in QUICK_VERBS:
                 self._here(words, text, self._main)
             else:
+                if verb == "check":
+                    _import_for(text)
                 self._fork(words, text)
 
     def _line(self) -> bytes:
@@ -130,6 +132,8 @@ class _Server:
         except (BrokenPipeError, ConnectionResetError):
             raise
         except Exception:
+            import traceback
+
             trouble = traceback.format_exc()[-2000:]
         self.say({"served": status, "stderr": trouble})
 
@@ -206,6 +210,18 @@ class _Server:
         return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
+def _import_for(plan: bytes) -> None:
+    """Import a plan's collectors here, where whoever checks the plan and whoever carries it out find them. That they are
+    needed is all there is to it: what is wrong with the plan, or with them here, is for those to say."""
+    from retina_runner.agent import collectors
+
+    try:
+        for entry in json.loads(plan)["collectors"]:
+            collectors.module(entry["name"])
+    except Exception:
+        pass
+
+
 def _reap() -> None:
     """Agents that were started here and have ended since."""
     try:
@@ -244,6 +260,8 @@ def _become(
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException:
+        import traceback
+
         traceback.print_exc()
     finally:
         try:

@@ -6,27 +6,32 @@ finished or abandoned, and the event journal's last word is `end`.
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
-from typing import Any, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Optional, Tuple
 
-from retina_runner.agent import ballast, bounds, conditions, manifest, release
-from retina_runner.agent.archive import ArchiveWriter
+from retina_runner.agent import ballast, bounds, release
 from retina_runner.agent.clock import NodeClock
-from retina_runner.agent.context import COMPLETE, PARTIAL, Gap, Record, Short, Verdict, Window, said, utc
+from retina_runner.agent.context import COMPLETE, PARTIAL, Gap, Record, Short, Verdict, Window, said, stamp_of, utc
 from retina_runner.agent.course import Course, sealed
 from retina_runner.agent.crew import Crew
-from retina_runner.agent.framing import Framing, GzipFraming, framing_of
 from retina_runner.agent.looks import Looks
-from retina_runner.agent.packing import Packing
 from retina_runner.agent.plan import Plan
-from retina_runner.agent.pod import Inside, Pod
 from retina_runner.agent.process import MissingTool
-from retina_runner.agent.recorder import Recorder, Rings, Terms, stamp_of
-from retina_runner.agent.recording import Recordings
 from retina_runner.agent.release import Release, begin_lead_s
 from retina_runner.agent.stopping import Abandoned, Failed, Skipped, Stop
 from retina_runner.agent.workspace import Journal, Workspace
+
+if TYPE_CHECKING:
+    # Imported where they are used: no node pays for what its plan doesn't ask, and none before T0 for what comes after.
+    from retina_runner.agent.archive import ArchiveWriter
+    from retina_runner.agent.framing import Framing
+    from retina_runner.agent.pod import Inside
+
+SETTLED_S = 0.05
+"""How long after T0 a node goes on to what isn't bound to that instant: where nodes share processors, each would keep the
+others from waking up."""
 
 
 class Session:
@@ -110,9 +115,12 @@ class Session:
 
     def _enter_pod(self) -> None:
         """Before there are threads: each is where the one that starts it is."""
-        pod = Pod.of(self.plan.document)
-        if pod is None:
+        if not self.plan.document.get("pod"):
             return
+        from retina_runner.agent.pod import Inside, Pod
+
+        pod = Pod.of(self.plan.document)
+        assert pod is not None
         try:
             self._inside = Inside(pod)
         except Gap as gap:
@@ -128,6 +136,7 @@ class Session:
         wanted = self.plan.document.get("when")
         if not wanted:
             return
+        from retina_runner.agent import conditions
 
         def wait() -> None:
             self.stop.wait(wanted["over_s"])
@@ -138,6 +147,7 @@ class Session:
             raise Skipped(f"condition not met: {numbers}")
 
     def _await_release(self) -> None:
+        importlib.import_module("retina_runner.agent.archive")  # now: once T0 is known time is short
         if self.plan.t0 is None:
             self._course.phase("waiting")
         self._release = release.wait(self.plan, self.workspace, self.stop)
@@ -152,6 +162,8 @@ class Session:
         if time.monotonic() >= self._t0_monotonic + self.plan.duration_s:
             raise Failed(f"the window was over before this node was told of it (T0 {utc(told.t0)}, now {utc()})")
         self._base = f"{self.plan.prefix}-{stamp_of(told.reference_t0)}UTC"
+        from retina_runner.agent.archive import ArchiveWriter
+
         framing = self._framing()
         path = self.workspace.archive / f"{self._base}{framing.ending}"
         try:
@@ -168,6 +180,8 @@ class Session:
 
     def _framing(self) -> Framing:
         """As the plan asks; with gzip instead of a program that isn't here, which is told."""
+        from retina_runner.agent.framing import GzipFraming, framing_of
+
         try:
             return framing_of(self.plan.compression)
         except MissingTool as missing:
@@ -204,7 +218,9 @@ class Session:
         opened_s = max(0.0, time.monotonic() - self._t0_monotonic)
         self._late_s = max(0.0, armed - self._t0_monotonic)
         self._looks.look()
-        self._course.phase("capturing")
+        self._course.begin("capturing")
+        self.stop.wait(SETTLED_S)
+        self._course.tell("capturing")
         self.journal.emit("window", t0=utc(self._window.t0), late_s=round(self._late_s, 6), opened_s=round(opened_s, 6))
         watch = bounds.Watch(
             self.plan.bounds, self.workspace.directory, self.workspace.size_bytes, self._tick, self._exceeded
@@ -222,6 +238,9 @@ class Session:
 
     def _watch_for_trigger(self) -> None:
         """The flight recorder's window: it ends when its time is over and nothing is pending, or after so many events."""
+        from retina_runner.agent.recorder import Recorder, Rings, Terms
+        from retina_runner.agent.recording import Recordings
+
         assert self._window is not None
         assert self._release is not None
         assert self._writer is not None
@@ -287,6 +306,8 @@ class Session:
             self._crew.status(member.entry, "done")
 
     def _pack(self) -> None:
+        from retina_runner.agent.packing import Packing
+
         assert self._writer is not None
         self._course.phase("archiving")
         self._course.know_host()
@@ -338,6 +359,8 @@ class Session:
         return verdict
 
     def _manifest(self, files: Any) -> bytes:
+        from retina_runner.agent import manifest
+
         assert self._window is not None
         assert self._release is not None
         window = manifest.WindowFacts(

@@ -6,10 +6,10 @@ Commands are gated by the kernel modules that they would otherwise make the kern
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Callable, Optional, Tuple
 
 from retina_runner.agent import counters
+from retina_runner.agent.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Dict, List
 
@@ -69,6 +68,8 @@ def _become_supervisor(workspace: Workspace, plan: Plan) -> None:
         _detach_streams(workspace.directory / "agent.log")
         status = _supervise(workspace, plan)
     except BaseException:
+        import traceback
+
         traceback.print_exc()
     finally:
         os._exit(status)
@@ -136,6 +137,8 @@ def _become_worker(workspace: Workspace, plan: Plan, parent: int) -> None:
         Session(plan, workspace, journal, stop).run()
         status = 0
     except BaseException:
+        import traceback
+
         traceback.print_exc()
     finally:
         os._exit(status)

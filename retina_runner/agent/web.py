@@ -14,9 +14,10 @@ import socket
 import ssl
 import time
 import urllib.request
-from dataclasses import dataclass, field
 from typing import Callable, Dict, Iterable, Mapping, Optional, Tuple, Union
 from urllib.parse import unquote, urlsplit
+
+from retina_runner.agent.records import dataclass, field
 
 Body = Iterable[Union[bytes, memoryview]]
 

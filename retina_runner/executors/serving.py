@@ -19,6 +19,8 @@ from retina_runner.executors.served import INTERRUPT, LimitReached, Served, Stre
 
 PINGS_MOST, PINGS_IN_VAIN = 12, 4
 """Round trips of one comparison of clocks; as many in a row that are no better than the best end it."""
+PINGS_EXACT_S = 0.0005
+"""An error of the comparison that isn't worth another round trip: no node wakes up more exactly than that."""
 FOLLOW_S = 600.0
 SERVED = b'{"served"'
 CLOCKS_AT_ONCE = 4
@@ -222,6 +224,8 @@ class ServedLink:
                     if took / 2 < best.error_s:
                         best, in_vain = Clock(float(json.loads(answer)["time"]) - (sent_wall + took / 2), took / 2), 0
                     elif (in_vain := in_vain + 1) == PINGS_IN_VAIN:
+                        break
+                    if best.error_s < PINGS_EXACT_S:
                         break
             except (KeyError, ValueError, LimitReached) as error:
                 self._hang_up()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import subprocess
 import tarfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retina_runner.agent.archive import ArchiveInfo, ArchiveWriter
-from retina_runner.agent.framing import Framing, GzipFraming, crc32_combine
+from retina_runner.agent.framing import COUNTED_MOST_BYTES, Framing, GzipFraming, crc32_combine
 from retina_runner.agent.member import MemberInfo
 from retina_runner.errors import ArchiveError
 from retina_runner.verification import unpack, verify_archive
@@ -55,7 +57,11 @@ def read(path: Path) -> dict[str, bytes]:
 names = st.lists(
     st.text("abcxyz-_.0", min_size=1, max_size=12).filter(lambda n: n.strip(".") == n), min_size=1, max_size=3
 )
-pieces = st.lists(st.one_of(st.binary(max_size=600), st.just(b"A" * 70_000)), max_size=6)
+DENSE = random.Random(7).randbytes(70_000)
+"""Nothing makes it smaller."""
+LARGE = [DENSE[:10] * (length // 10) for length in (COUNTED_MOST_BYTES - 2, COUNTED_MOST_BYTES + 8)]
+"""On either side of what checksums are combined by in two ways."""
+pieces = st.lists(st.one_of(st.binary(max_size=600), st.just(b"A" * 70_000), st.just(DENSE)), max_size=6)
 
 
 @given(
@@ -111,10 +117,24 @@ def test_a_path_that_could_leave_the_archive_is_refused(tmp_path: Path, path: st
     assert list(tmp_path.iterdir()) == []
 
 
-@given(st.binary(max_size=300), st.binary(max_size=300))
-def test_checksums_combine(first: bytes, second: bytes) -> None:
-    import zlib
+def test_what_deflating_wouldnt_make_smaller_is_stored_and_only_that(tmp_path: Path) -> None:
+    made = write(tmp_path / "a.tar.gz", {"a": [DENSE, b"A" * 70_000, DENSE, b"few"]}, reserve_bytes=4096)
+    assert read(tmp_path / "a.tar.gz")["a"] == DENSE + b"A" * 70_000 + DENSE + b"few"
+    content = (tmp_path / "a.tar.gz").read_bytes()
+    # As it is, but for five bytes before each 64 KiB and what surrounds it.
+    assert content.count(DENSE[:60_000]) == 2
+    assert made.size_bytes < 4096 + 2 * len(DENSE) + 2048
 
+
+def test_text_that_deflates_little_is_deflated(tmp_path: Path) -> None:
+    """A tenth of it is enough: payload is random, headers are not."""
+    packets = b"".join(b"header" * 4 + random.Random(n).randbytes(216) for n in range(600))
+    made = write(tmp_path / "a.tar.gz", {"a": [packets]}, reserve_bytes=4096)
+    assert made.size_bytes < 4096 + 0.96 * len(packets)
+
+
+@given(st.binary(max_size=300), st.one_of(st.binary(max_size=300), st.sampled_from(LARGE)))
+def test_checksums_combine(first: bytes, second: bytes) -> None:
     assert crc32_combine(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(first + second)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retina_runner.agent.records import replace
 from retina_runner.agent.rules import Rule, RuleSet, delta, parse, typed
 
 SAVE = """\

@@ -141,6 +141,8 @@ def test_ctrl_c_keeps_what_is_there_and_leaves_nothing(
     run.signal(signal.SIGINT)
     assert run.end() == 130, run.events
     assert nothing_left(run)
+    # T0 is soon after `armed`: on a busy machine the signal comes after it all the same, to a window that has opened.
+    archived = archived or bool(run.all("window"))
     assert [a.path.exists() for a in run.archives()] == ([True] if archived else [])
     assert run.summary()["interrupted"] == "SIGINT"
     if event == "window":

@@ -16,10 +16,12 @@ anything else for a failure of this collector alone.
 from __future__ import annotations
 
 import importlib
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Tuple
 
 from retina_runner.agent.context import Context, Gap
-from retina_runner.agent.counters import Snapshot
+
+if TYPE_CHECKING:
+    from retina_runner.agent.counters import Snapshot
 
 
 class Collector:
@@ -71,7 +73,7 @@ CLASSES = {
 """Every collector and its class, in the order in which their hooks run; `files` last, as it may copy what others caused."""
 
 
-def _module(name: str) -> Any:
+def module(name: str) -> Any:
     """Imported by name, so that a node pays only for what its plan asks. Raises KeyError for no collector's name."""
     if name not in CLASSES:
         raise KeyError(name)
@@ -80,7 +82,7 @@ def _module(name: str) -> Any:
 
 def load(name: str, context: Context) -> Collector:
     """The collector of that name for one entry of a plan. Raises KeyError for a name that isn't one."""
-    collector: Collector = getattr(_module(name), CLASSES[name])(context)
+    collector: Collector = getattr(module(name), CLASSES[name])(context)
     return collector
 
 
@@ -89,8 +91,8 @@ def problems(name: str, options: Mapping[str, Any]) -> Tuple[List[Gap], List[Gap
 
     A collector's module answers by a function of this name; one without it has nothing to say. Raises KeyError.
     """
-    module = _module(name)
-    if not hasattr(module, "problems"):
+    answering = module(name)
+    if not hasattr(answering, "problems"):
         return [], []
-    answer: Tuple[List[Gap], List[Gap]] = module.problems(options)
+    answer: Tuple[List[Gap], List[Gap]] = answering.problems(options)
     return answer

@@ -8,7 +8,6 @@ lock once a chain, and which for the legacy back end *creates* the table that it
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
@@ -16,6 +15,7 @@ from retina_runner.agent import process, rules
 from retina_runner.agent.collectors import Collector
 from retina_runner.agent.context import COMPLETE, PARTIAL, UNKNOWN, Context, Gap, Verdict
 from retina_runner.agent.kernel import has_module
+from retina_runner.agent.records import asdict, dataclass
 
 HINT = "apt-get install iptables, or dnf install iptables-nft"
 DELTA = "state/delta/iptables.json"

@@ -7,7 +7,6 @@ counted as a loss: what it had before is unknown.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Tuple
 
 from retina_runner.agent import counters
@@ -15,6 +14,7 @@ from retina_runner.agent.context import Gap
 from retina_runner.agent.counters import COUNTER, GAUGE
 from retina_runner.agent.metrics.model import FAILED, OK, SKIPPED, Capability, Labels, Number, Sample, Scope, Source
 from retina_runner.agent.metrics.namespaces import Namespace
+from retina_runner.agent.records import dataclass
 
 Key = Tuple[str, str, Labels]
 READ_BYTES = 64 << 10
