@@ -15,7 +15,7 @@ settings.register_profile("judged", derandomize=True, deadline=None, database=No
 settings.register_profile("searching", deadline=None)
 settings.load_profile("judged" if os.environ.get("CI") else "searching")
 
-ASKED_FOR = ("ansible", "cluster", "fleet", "fleet100", "kernels", "prometheus", "storage")
+ASKED_FOR = ("ansible", "cluster", "containers", "fleet", "fleet100", "kernels", "prometheus", "storage")
 """Markers of tests that need more than Debian's packages, or long: they run where `-m` names them, whatever else it says."""
 
 

@@ -42,6 +42,8 @@ class ServedLink:
         """What goes before everything else, for whoever asks first: sudo's password."""
         self._served: Served | None = None
         self._bundle: AgentBundle | None = None
+        self._strange = ""
+        """The newest line on stdout that wasn't the agent's: docker says there what kept a command from starting."""
 
     def connect(self) -> None:
         """See `executors.Link`."""
@@ -58,6 +60,7 @@ class ServedLink:
         """Put the agent there if it isn't, and have it serve; one interpreter for the whole connection."""
         self._bundle = agent
         self._hang_up()
+        self._strange = ""
         # Isolated: neither PYTHON* variables nor a user's site-packages can change what runs, perhaps as root.
         channel = self._open([self._python, "-I", "-c", LOADER])
         self._served = served = Served(channel)
@@ -82,9 +85,11 @@ class ServedLink:
     def _told(self, served: Served, key: str) -> Any:
         """The value of that key in the next line that has it; a login shell's own words may come before."""
         while True:
+            line = served.line(INSTALL_LIMIT_S)
             try:
-                answer = json.loads(served.line(INSTALL_LIMIT_S))
+                answer = json.loads(line)
             except ValueError:
+                self._strange = line.decode("utf-8", "replace")
                 continue
             if not isinstance(answer, dict):
                 continue
@@ -100,7 +105,7 @@ class ServedLink:
             status = channel.status(5.0)
         except (LinkLost, LimitReached):
             return None
-        said = channel.stderr.decode("utf-8", "replace")
+        said = channel.stderr.decode("utf-8", "replace").strip() or (self._strange if status else "")
         if status == 127 or ("not found" in said and self._python in said):
             return LinkRefused(self._python, "not installed on the host",
                                "install python3 (3.9 or newer), or set ansible_python_interpreter")  # fmt: skip
