@@ -48,6 +48,7 @@ def serve(main: Callable[[Optional[Sequence[str]]], int]) -> NoReturn:
         server.run()
     except (_Gone, BrokenPipeError, ConnectionResetError):
         pass
+    _reap()  # whoever inherits an ended agent may never wait for it, as the first process of many containers
     # Nothing is left to be written, and taking an interpreter apart costs the node as much as three verbs.
     os._exit(0)
 

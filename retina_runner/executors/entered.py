@@ -28,10 +28,12 @@ class EnteredLink(ServedLink):
         self._to = to
         self._name = to.address.removeprefix(f"@{to.connector}/")
         self._user = to.become_user if to.become else to.user
+        self._been_there = False
 
     def connect(self) -> None:
         self.close()
         _CONNECT[self._to.connector](self)
+        self._been_there = True
 
     def _open(self, argv: Sequence[str]) -> ProcessStream:
         return ProcessStream([*self._entering(), *argv])
@@ -40,14 +42,14 @@ class EnteredLink(ServedLink):
         tool = self._to.connector
         if tool == "chroot":
             return ["chroot", *([f"--userspec={self._user}"] if self._user else []), self._root()]
-        return [tool, "exec", "--interactive", *(["--user", self._user] if self._user else []), self._name]
+        return [tool, "exec", "--interactive", *(["--user", self._user] if self._user else []), "--", self._name]
 
     # -- can it be entered? ------------------------------------------------------------------------------------------
 
     def _find_container(self) -> None:
         tool = self._to.connector
         asked = self._ask(
-            [tool, "container", "inspect", "--format", "{{.State.Running}} {{.State.Paused}}", self._name]
+            [tool, "container", "inspect", "--format", "{{.State.Running}} {{.State.Paused}}", "--", self._name]
         )
         if asked.status == 0:
             running, paused = asked.stdout.split()
@@ -57,7 +59,10 @@ class EnteredLink(ServedLink):
                 raise LinkRefused(self._name, "this container doesn't run", f"{tool} start {self._name}")
             return
         if "no such" not in asked.stderr.lower():
-            raise LinkRefused(tool, last_line(asked.stderr) or f"exit status {asked.status}", f"try: {tool} ps")
+            why = last_line(asked.stderr) or f"exit status {asked.status}"
+            if self._been_there:
+                raise LinkLost(f"{tool}: {why}")  # a daemon that is restarted meanwhile: containers may outlive that
+            raise LinkRefused(tool, why, f"try: {tool} ps")
         names = self._ask([tool, "ps", "--format", "{{.Names}}"]).stdout.split()
         near = difflib.get_close_matches(self._name, names, 3, 0.5) or names[:3]
         hint = f"running are {', '.join(near)}" if near else f"{tool} ps says what runs; an image is never started"

@@ -124,6 +124,9 @@ class Podman(Engine):
         self._folder = folder
         self._roots = 0
 
+    def remove(self, name: str) -> None:
+        self("rm", "--force", "--time", "0", name, check=False)
+
     def _image(self) -> list[str]:
         self._roots += 1
         return ["--rootfs", str(bare_root(self._folder / f"root{self._roots}"))]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from retina_runner.executors import LinkRefused
+from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.executors.entered import EnteredLink
 from retina_runner.inventory.connection import Connection
 from retina_runner.verification import verify_archive
@@ -115,6 +115,22 @@ def test_an_engine_s_answers_by_a_mocked_engine(
         with pytest.raises(LinkRefused) as refused:
             link.connect()
     assert why in str(refused.value)
+
+
+def test_an_engine_that_goes_away_later_is_a_lost_connection_by_a_mocked_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its daemon may be restarted in the window, which containers outlive by `live-restore`: it is tried again."""
+    engine = tmp_path / "docker"
+    engine.write_text("#!/bin/sh\necho true false\n")
+    engine.chmod(0o755)
+    link = EnteredLink(Connection(host="web", address="web", connector="docker"), "/var/tmp/work")
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        link.connect()
+        engine.write_text(ENGINE)
+        with pytest.raises(LinkLost, match="Cannot connect to the Docker daemon"):
+            link.connect()
 
 
 def test_no_engine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
