@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What BPF plugins cost: CPU per packet on a path, ns of each program by the kernel's own count, the loader's start.
 
-    python benchmarks/ebpf.py [--quick]      (as root: it makes network namespaces)
+    python benchmarks/ebpf.py [--quick] [--only-ends]      (as root: it makes network namespaces)
 
 Two paths first, each with none, each and all plugins, which count in the middle (b): small packets that are forwarded from a
 to a third namespace, and bulk TCP with GSO between a and b; see packet_paths.py. Ratios are of the least of many short
@@ -11,8 +11,9 @@ of their own cost shut, as it is for 19 parts of 20. `accounted` is with it open
 UDP of 22 B goes over a veth pair into a rule that drops it (the worst case for dropreason). The sender's own CPU time covers
 the whole path, since a veth pair delivers in the sender's context; of many short samples the least counts, so that a busy
 machine doesn't matter much. The sender is Python: its interpreter is in the base, so the ratios are lower than a sender in C
-would see; the differences in ns are not. In the same run: `tcpdump -w` on the same interface. bcc's own tcpdrop and
-tcpretrans need kernel headers, and aren't run.
+would see; the differences in ns are not. In the same run: `tcpdump -w` on the same interface, and
+bcc's own tcpdrop and tcpretrans (witnesses.py says how), whose own processes' CPU counts as well. tcpdrop reports only drops that have
+a socket, each by itself; so there is another path at last, of datagrams that a rule refuses to their sender.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from packet_paths import FAR, Bulk, Small, pinned, routed
 from packet_paths import least as least_of
+from witnesses import Missing, Witness, bcc_tool, tcpdump
 
 from retina_runner import schema
 from retina_runner.agent.ebpf.compiling import BROUGHT, FOLDER
@@ -54,6 +56,13 @@ for _ in range(rounds):
     took = time.process_time_ns() - begun
     least = took if least is None else min(least, took)
 print(least / count)
+"""
+REFUSED = """
+        try:
+            send(block)
+            sys.exit("not refused")
+        except PermissionError:
+            pass
 """
 PATHS = {"forwarded UDP of 22 B": 1.25, "bulk TCP with GSO": 1.05}
 """What the default plugins may cost at most, as CPU ratios."""
@@ -79,9 +88,10 @@ print(json.dumps([cpu, peak * 1024, child.ru_maxrss * 1024, why]))
 OPTIONS = schema.normalise({}, schema.load("collectors/ebpf"))
 
 
-def sample(lab: Lab, rounds: int, count: int) -> float:
-    """ns of CPU per packet: the least of `rounds` samples."""
-    return float(lab.inside(lab.a, sys.executable, "-c", SENDER, str(rounds), str(count)))
+def sample(lab: Lab, rounds: int, count: int, refused: bool = False) -> float:
+    """ns of CPU per packet: the least of `rounds` samples. Each is `refused` to its sender, or none."""
+    code = SENDER.replace("        send(block)\n", REFUSED) if refused else SENDER
+    return float(lab.inside(lab.a, sys.executable, "-c", code, str(rounds), str(count)))
 
 
 def with_plugins(
@@ -194,33 +204,54 @@ def cpu() -> float:
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
-def with_tcpdump(lab: Lab, rounds: int, count: int) -> float:
+def beside(witness: Witness, lab: Lab, rounds: int, count: int, refused: bool = False) -> tuple[float, str]:
+    """(ns of CPU per packet, the witness's own share included; its start, peak RSS and share in words)."""
+    with witness:
+        begun = witness.cpu()
+        least = sample(lab, rounds, count, refused)
+        # What it has read by now: some of it may still wait for it, so that its share is rather too small.
+        own = (witness.cpu() - begun) / (rounds * count) * 1e9
+        told = f"start {begun:.2f} s CPU, RSS {witness.rss() / 1e6:.1f} MB; {own:.0f} ns of it its own process's"
+        return least + own, told
+
+
+def refusals(lab: Lab, rounds: int, count: int) -> None:
+    """UDP of 22 B that a rule refuses to its sender: the drop has a socket, so that tcpdrop reports it, each by itself."""
+    lab.inside(lab.a, "iptables", "-A", "OUTPUT", "-p", "udp", "--dport", "7000", "-j", "DROP")
+    base = sample(lab, rounds, count, True)
+    print(f"{time.strftime('%Y-%m-%d')} UDP of 22 B that its sender's own rule drops: {base:.0f} ns/packet without")
     with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            ["ip", "netns", "exec", lab.b, "tcpdump", "-i", "eth0", "-n", "-Z", "root", "-w", f"{folder}/x.pcap"],
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        source = BpfSource(["dropreason"], Scope((lab.a,)), OPTIONS, Path(folder))
+        source.prepare()
         try:
-            assert process.stderr is not None
-            while "listening on" not in process.stderr.readline():
-                assert process.poll() is None, "tcpdump ended"
-            return sample(lab, rounds, count)
+            source.zero()
+            least = sample(lab, rounds, count, True)
         finally:
-            process.terminate()
-            process.communicate()
+            source.stop()
+    print(f"  {'dropreason':14s} {least:7.0f} ns/packet  +{least - base:6.0f}  x{least / base:.2f}")
+    try:
+        least, told = beside(bcc_tool("tcpdrop"), lab, rounds, count, True)
+        print(f"  {'tcpdrop':14s} {least:7.0f} ns/packet  +{least - base:6.0f}  x{least / base:.2f}  {told}")
+    except Missing as missing:
+        print(f"  tcpdrop wasn't run: {missing}")
+    lab.inside(lab.a, "iptables", "-F", "OUTPUT")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only-ends", action="store_true", help="not the two paths through the namespace that counts")
+    chosen = parser.parse_args()
+    quick = chosen.quick
     rounds, count, turns = (5, 1000, 1) if quick else (40, 2000, 3)
     programs = [n for n in plugins.names() if plugins.load(n).kind == plugins.BPF]
     default = [n for n in programs if plugins.load(n).default]
     modes: list[tuple[str, list[str]]] = [("default", default), ("all", programs)]
     if not quick:
         modes = [*[(n, [n]) for n in programs], *modes]
-    paths({**dict(modes), "default, accounted": default}, 1 if quick else 15, 10 if quick else 30)
+    if not chosen.only_ends:
+        paths({**dict(modes), "default, accounted": default}, 1 if quick else 15, 10 if quick else 30)
+    folder = tempfile.TemporaryDirectory()
     least: dict[str, float] = {}
     seen: dict[str, str] = {}
     with Lab() as lab:
@@ -228,12 +259,23 @@ def main() -> None:
         lab.inside(lab.b, "iptables", "-A", "INPUT", "-p", "udp", "--dport", "7000", "-j", "DROP")
         for _ in range(turns):
             least["none"] = min(least.get("none", 1e9), sample(lab, rounds, count))
-            least["tcpdump -w"] = min(least.get("tcpdump -w", 1e9), with_tcpdump(lab, rounds, count))
+            for name in ("tcpdump -w", "tcpdrop", "tcpretrans"):
+                try:
+                    witness = tcpdump(lab.b, folder.name) if name == "tcpdump -w" else bcc_tool(name)
+                    found, told = beside(witness, lab, rounds, count)
+                except Missing as missing:
+                    least[name], seen[name] = float("nan"), f"wasn't run: {missing}"
+                    continue
+                if found < least.get(name, 1e9):
+                    least[name], seen[name] = found, told
             for name, wanted in modes:
                 found, costs, begun, rss = with_plugins(lab, wanted, rounds, count)
                 least[name] = min(least.get(name, 1e9), found)
                 each = ", ".join(f"{p} {ns} ns x {runs}" for p, (runs, ns) in costs.items() if runs)
                 seen[name] = f"{each}; start {begun:.2f} s CPU, compiler {rss / 1e6:.0f} MB"
+        lab.inside(lab.b, "iptables", "-F", "INPUT")
+        refusals(lab, rounds, count)
+    folder.cleanup()
     base = least["none"]
     print(
         f"{time.strftime('%Y-%m-%d')} UDP of 22 B into a DROP rule; least of {turns * rounds} samples of {count} packets"

@@ -147,7 +147,7 @@ def test_every_hook_and_every_programs_cost_is_in_the_manifest(lab: Lab, tmp_pat
     assert {row["plugin"] for row in manifest["capabilities"]} == set(ALL.split(", "))
     assert {status for status, _ in counting.hooks().values()} == {"ok"}, manifest["capabilities"]
     # Probes are tried, and what became of them is told; tests/kernels has kernels that take them.
-    probes = {f"{kind}:__nf_conntrack_confirm" for kind in ("kprobe", "kretprobe")}
+    probes = {f"{kind}:__nf_conntrack_confirm" for kind in ("kprobe", "kretprobe")} | {"kprobe:security_sock_graft"}
     assert {hook for _, hook in counting.probes()} == probes, "those of the option chains are only tried on request"
     assert all(status == "ok" or why for status, why in counting.probes().values())
     cost = {row["program"]: row for row in manifest["programs"]}
