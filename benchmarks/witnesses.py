@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import glob
 import os
-import signal
 import subprocess
 import tempfile
 import time
@@ -73,7 +72,7 @@ class Witness:
 
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+            self._process.terminate()
             try:
                 self._process.wait(30)
             except subprocess.TimeoutExpired:
