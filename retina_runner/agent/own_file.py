@@ -33,6 +33,24 @@ def hold(path: Path) -> Optional[int]:
     return None
 
 
+def place(part: Path, path: Path, broken: bool) -> None:
+    """Have the whole file `part` at `path`, where another run may have put the same meanwhile, and hold it: that one stays.
+
+    `broken`: what is at `path` isn't what belongs there. Raises OSError.
+    """
+    if broken:
+        os.replace(str(part), str(path))
+        return
+    try:
+        os.link(str(part), str(path))
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        os.replace(str(part), str(path))
+        return
+    os.unlink(str(part))
+
+
 def sweep(folder: Path) -> None:
     """Remove the agents' files and their folder, when no plan is left in it and nobody else holds them."""
     if held is not None:

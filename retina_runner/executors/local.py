@@ -53,13 +53,14 @@ class LocalLink:
     def _put(self, agent: AgentBundle, target: Path) -> None:
         self._work.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            if target.exists() and target.read_bytes() == agent.content:
+            broken = target.exists()
+            if broken and target.read_bytes() == agent.content:
                 return
             part = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(agent.content)
-            os.replace(part, target)
+            own_file.place(part, target, broken)
         except FileNotFoundError:
             pass  # the same, with its folder
 
