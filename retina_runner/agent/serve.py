@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, List, NoReturn, Optional, Sequence, Tuple
 
+from retina_runner.agent import own_file
+
 BEAT_S = 5.0
 READ_BYTES = 1 << 18
 READING_VERBS = ("check",)
@@ -48,6 +50,9 @@ def serve(main: Callable[[Optional[Sequence[str]]], int]) -> NoReturn:
         server.run()
     except (_Gone, BrokenPipeError, ConnectionResetError):
         pass
+    if own_file.held is not None:
+        # A connection that was cut may be noticed here long after its run has ended: the last one to go takes the file away.
+        own_file.sweep(Path(sys.argv[0]).parent)
     _reap()  # whoever inherits an ended agent may never wait for it, as the first process of many containers
     # Nothing is left to be written, and taking an interpreter apart costs the node as much as three verbs.
     os._exit(0)

@@ -47,6 +47,12 @@ class Bootstrapped:
         self._send(self._agent.content)
         assert self._line() == {"ready": True}
 
+    def ask(self, verb: str, *arguments: str) -> dict[str, Any]:
+        """The answer of a verb, of one that has been there and is ready."""
+        assert self._line() == {"ready": True}
+        self._send(json.dumps({"verb": verb, "arguments": arguments, "stdin": ""}).encode() + b"\n")
+        return self._line()
+
 
 def test_whoever_puts_the_agent_later_leaves_the_file_that_is_held(tmp_path: Path) -> None:
     agent, work = agent_bundle(), tmp_path / "work"
@@ -60,8 +66,27 @@ def test_whoever_puts_the_agent_later_leaves_the_file_that_is_held(tmp_path: Pat
             slow.process.communicate(timeout=60)
             own_file.sweep(work)  # as the verb `remove` of the slow one's run would
             assert (work / agent.name).exists()
-    own_file.sweep(work)
     assert not work.exists()
+
+
+def test_the_last_connection_to_go_takes_the_file_away(tmp_path: Path) -> None:
+    """One that was cut is noticed on its node when its run may be long over."""
+    agent, work = agent_bundle(), tmp_path / "work"
+    with Bootstrapped(agent, work) as cut:
+        cut.take()
+        with Bootstrapped(agent, work) as again:
+            assert again.had
+            assert again.ask("remove", str(work / "plan"))["removed"]
+        assert (work / agent.name).exists(), "the other one still uses it"
+    assert not work.exists()
+
+
+def test_a_connection_that_goes_leaves_the_file_to_a_plan(tmp_path: Path) -> None:
+    agent, work = agent_bundle(), tmp_path / "work"
+    with Bootstrapped(agent, work) as only:
+        only.take()
+        (work / "plan").mkdir()
+    assert (work / agent.name).exists()
 
 
 def test_a_broken_file_of_that_name_is_replaced(tmp_path: Path) -> None:
@@ -72,7 +97,7 @@ def test_a_broken_file_of_that_name_is_replaced(tmp_path: Path) -> None:
         assert not only.had
         only.take()
         assert (work / agent.name).read_bytes() == agent.content
-    assert [p.name for p in work.iterdir()] == [agent.name]
+        assert [p.name for p in work.iterdir()] == [agent.name]
 
 
 @pytest.mark.parametrize("links", [True, False])
