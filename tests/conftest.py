@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,9 @@ from tests.lab import Lab, eventually, node_state, processes
 settings.register_profile("judged", derandomize=True, deadline=None, database=None)
 settings.register_profile("searching", deadline=None)
 settings.load_profile("judged" if os.environ.get("CI") else "searching")
+
+# What a script starts in the background ignores Ctrl-C, and so does all that it starts. The tests are of programs that don't.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ASKED_FOR = ("ansible", "cluster", "containers", "fleet", "fleet100", "kernels", "prometheus", "storage")
 """Markers of tests that need more than Debian's packages, or long: they run where `-m` names them, whatever else it says."""

@@ -151,6 +151,10 @@ class Conformance:
             assert link.call("remove", directory)["removed"]
             link.close()
 
+
+class SharedFolder:
+    """Inherit this, too, where the runs of one node share a folder there, and in it the agent's file."""
+
     def test_a_run_that_ends_takes_the_agent_away_from_no_other(self, bench: Bench) -> None:
         """The file is shared: the last one to go removes it, however often one ends while another begins."""
         over = threading.Event()

@@ -18,7 +18,7 @@ from retina_runner.executors import LinkRefused
 from retina_runner.executors.entered import EnteredLink
 from retina_runner.inventory.connection import Connection
 from retina_runner.verification import verify_archive
-from tests.executors.conformance import Bench, Conformance, open_link
+from tests.executors.conformance import Bench, Conformance, SharedFolder, open_link
 from tests.executors.engines import ENGINES, Engine
 from tests.lab import RETINA_RUN, eventually
 
@@ -68,7 +68,7 @@ def link_to(engine: Engine, name: str = "web", **said: Any) -> EnteredLink:
     return EnteredLink(Connection(host=name, address=name, connector=engine.tool, **said), WORK)
 
 
-class TestContainers(Conformance):
+class TestContainers(Conformance, SharedFolder):
     @pytest.fixture
     def bench(self, engine: Engine, box: str) -> Bench:
         return Bench(engine.tool, WORK, lambda: link_to(engine), lambda: link_to(engine))

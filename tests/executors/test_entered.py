@@ -13,7 +13,7 @@ from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.executors.entered import EnteredLink
 from retina_runner.inventory.connection import Connection
 from retina_runner.verification import verify_archive
-from tests.executors.conformance import Bench, Conformance, open_link
+from tests.executors.conformance import Bench, Conformance, SharedFolder, open_link
 from tests.lab import RETINA_RUN
 
 pytestmark = pytest.mark.root
@@ -38,7 +38,7 @@ def link_to(root: Path, work: str = "/var/tmp/work", **said: str) -> EnteredLink
     return EnteredLink(Connection(host="box", address=f"@chroot/{root}", connector="chroot", **said), work)  # type: ignore[arg-type]
 
 
-class TestChroot(Conformance):
+class TestChroot(Conformance, SharedFolder):
     @pytest.fixture
     def bench(self, root: Path) -> Bench:
         return Bench("chroot", "/var/tmp/work", lambda: link_to(root), lambda: link_to(root))

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from retina_runner.executors.local import LocalLink
-from tests.executors.conformance import Bench, Conformance
+from tests.executors.conformance import Bench, Conformance, SharedFolder
 
 pytestmark = pytest.mark.root
 
 
-class TestLocal(Conformance):
+class TestLocal(Conformance, SharedFolder):
     @pytest.fixture
     def bench(self, tmp_path: Path) -> Bench:
         work = tmp_path / "work"
