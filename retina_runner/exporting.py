@@ -49,6 +49,7 @@ class _Kept:
     admitted: set[Labels] = field(default_factory=set)
     beyond: dict[Labels, Number] = field(default_factory=dict)
     spilled: Number = 0
+    counted_beyond: bool = False
 
 
 class Monotone:
@@ -104,7 +105,9 @@ class Monotone:
             found.append(Sample(metric, sample.labels, value))
         present = {sample.labels for sample in members}
         found += [Sample(metric, labels, kept.last[labels]) for labels in kept.base if labels not in present]
-        if beyond or kept.spilled:
+        # A counter of what was too much, once shown, stays as the others do: also one that is 0.
+        kept.counted_beyond |= counting and bool(beyond)
+        if beyond or kept.spilled or kept.counted_beyond:
             if counting:
                 for labels, value in beyond.items():
                     earlier = kept.beyond.get(labels, 0)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retina_runner.agent.metrics import text
@@ -37,6 +37,7 @@ def counted(monotone: Monotone, reading: dict[int, int], metric: str = "c") -> d
 
 
 @given(readings, st.sets(st.integers(min_value=0, max_value=11)), st.integers(min_value=1, max_value=5))
+@example([{}, {0: 0, 1: 0}, {}], {2}, 1)  # what was too much, and was 0
 def test_counters_never_fall_and_label_sets_are_bounded(
     steps: list[dict[int, int]], reopened_at: set[int], most: int
 ) -> None:
