@@ -52,7 +52,7 @@ class EnteredLink(ServedLink):
             [tool, "container", "inspect", "--format", "{{.State.Running}} {{.State.Paused}}", "--", self._name]
         )
         if asked.status == 0:
-            running, paused = asked.stdout.split()
+            running, _, paused = asked.stdout.strip().partition(" ")
             if paused == "true":
                 raise LinkRefused(self._name, "this container is paused", f"{tool} unpause {self._name}")
             if running != "true":
