@@ -8,9 +8,15 @@ goes along with the release, so that the archives say themselves that their filt
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
+
+from retina_runner.barrier import Barrier
+
+MOVES_MOST = 3
+"""How often nodes are planned again for pods that go on moving, before they are all checked and before T0 each."""
 
 
 class _Target(Protocol):
@@ -98,3 +104,58 @@ class Standing(Generic[T]):
         with self._news:
             self._news.wait_for(lambda: self._released or self.moved(target))
             return not self.moved(target)
+
+
+@dataclass(frozen=True)
+class Crowd(Generic[T]):
+    """What nodes that follow pods have to do with the others: `ready` is where they wait before T0, `wait(barrier, limit)`
+    waits there with them until a limit by time.monotonic(), `join(target, why)` takes another one up."""
+
+    ready: Barrier
+    ids: Callable[[], Sequence[str]]
+    halted: Callable[[], bool]
+    wait: Callable[[Barrier, float], None]
+    join: Callable[[T, str], None]
+
+
+class Following(Generic[T]):
+    """Has the nodes of a run follow their pods, by one thread. Without a watch, nothing moves."""
+
+    def __init__(self, watch: Watch[T] | None, standing: Standing[T], crowd: Crowd[T]):
+        self._watch, self._standing, self._crowd = watch, standing, crowd
+
+    def follow(self, barrier: Barrier, limit: float) -> Changes:
+        """Until the pods stay or the time (by time.monotonic()) is up, waiting at that barrier after each change; what is
+        still otherwise then."""
+        for left in range(MOVES_MOST, -1, -1):
+            if self._watch is None or self._crowd.halted():
+                break
+            try:
+                changes = self._watch.look(self._crowd.halted)
+                if not changes or not left or time.monotonic() >= limit:
+                    return changes
+                planned = {target.id: target for target in self._watch.take(changes)}
+            except Exception as error:  # whatever it is, everybody waits for this thread
+                why = f"its pods couldn't be looked at again before T0: {type(error).__name__}: {error}"
+                return Changes(unseen=dict.fromkeys(self._crowd.ids(), why))
+            for identifier in (*changes.replanned, *changes.left):
+                self._crowd.ready.recall(identifier)  # before it is told, or nobody would wait for it
+            for identifier, why in changes.joined.items():
+                self._crowd.join(planned[identifier], why)
+            for identifier, why in changes.replanned.items():
+                self._standing.replan(planned[identifier], why)
+            for identifier, why in changes.left.items():
+                self._standing.leave(identifier, why)
+            self._crowd.wait(barrier, limit)
+        return Changes()
+
+    def note(self, late: Changes) -> tuple[tuple[T, str], ...]:
+        """What nobody waits for any more: told with the release. Those that aren't captured, as rows of the report, each with
+        its reason."""
+        self._standing.stale.update(late.replanned)
+        self._standing.unseen.update(late.unseen)
+        for identifier, why in late.left.items():
+            self._standing.leave(identifier, why)
+        if self._watch is None:
+            return ()
+        return tuple((self._watch.late(identifier), why) for identifier, why in late.joined.items())

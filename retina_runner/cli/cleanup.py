@@ -18,9 +18,9 @@ from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.executors.kubernetes.api import Denied
 from retina_runner.executors.kubernetes.link import PodReach
 from retina_runner.executors.local import default_work_directory
-from retina_runner.fleet import DEFAULT_FORKS
 from retina_runner.report import RunReport
 from retina_runner.rundir import RunDirectory
+from retina_runner.targets import DEFAULT_FORKS
 from retina_runner.units import parse_duration
 
 

@@ -19,10 +19,10 @@ from retina_runner.cli.resolve import Links
 from retina_runner.cli.run import Conduct, conduct
 from retina_runner.delivery import of_record
 from retina_runner.errors import Exit, UsageError
-from retina_runner.fleet import DEFAULT_FORKS, Adoption, Target, Terms
 from retina_runner.folding import fold
 from retina_runner.report import NodeReport, RunReport, from_json
 from retina_runner.rundir import RunDirectory
+from retina_runner.targets import DEFAULT_FORKS, Adoption, Target, Terms
 
 
 def main(chosen: argparse.Namespace) -> int:

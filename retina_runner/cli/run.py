@@ -21,11 +21,12 @@ from retina_runner.cli.resolve import Links, Resolved, directory_of, resolve, wo
 from retina_runner.delivery import Delivery, as_record, open_places
 from retina_runner.errors import Exit, PreflightError, UsageError
 from retina_runner.executors import LinkLost, LinkRefused
-from retina_runner.fleet import Adoption, Fleet, Target, Terms
+from retina_runner.fleet import Fleet
 from retina_runner.folding import Fold
 from retina_runner.report import RunReport, exit_code, to_json
 from retina_runner.runbook import Limits, load_runbook
 from retina_runner.rundir import EventLog, RunDirectory
+from retina_runner.targets import Adoption, Target, Terms
 from retina_runner.units import parse_size
 from retina_runner.uploads import NotStored
 from retina_runner.verification import verify_archive

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from retina_runner import fleet as fleets
 from retina_runner.bundle import agent_bundle
 from retina_runner.delivery import Delivery, open_places
 from retina_runner.errors import Exit
 from retina_runner.executors.local import LocalLink
-from retina_runner.fleet import Fleet, Target, Terms
+from retina_runner.fleet import Fleet
 from retina_runner.folding import fold
-from retina_runner.moving import Changes
+from retina_runner.moving import MOVES_MOST, Changes
 from retina_runner.report import exit_code
 from retina_runner.schema import violations
+from retina_runner.targets import Target, Terms
 from retina_runner.verification import verify_archive
 from tests.agent.test_verbs import plan
 from tests.lab import Archive, processes
@@ -157,7 +157,7 @@ def test_what_comes_too_late_is_told_by_the_archive_itself(tmp_path: Path) -> No
     """Event, manifest and verdict: of the pcap, whose filter is old, and of nothing else."""
     watch = Scripted(tmp_path, [Changes(replanned={"a": "pod x has moved"})], for_ever=True)
     events = run(watch, "a")
-    assert watch.asked == 2 * (fleets.MOVES_MOST + 1)
+    assert watch.asked == 2 * (MOVES_MOST + 1)
     (path,) = (tmp_path / "archives").glob("*.tar.gz")
     archive = Archive(path)
     verdict = archive.verdict(".pcap")
@@ -172,7 +172,7 @@ def test_what_comes_too_late_is_told_by_the_archive_itself(tmp_path: Path) -> No
 
 
 def test_a_node_that_would_have_joined_too_late_is_a_failure_of_the_run(tmp_path: Path) -> None:
-    moving = [Changes(replanned={"a": "again"})] * fleets.MOVES_MOST
+    moving = [Changes(replanned={"a": "again"})] * MOVES_MOST
     watch = Scripted(tmp_path, [Changes(), *moving, Changes(joined={"b": "pod y has come"})])
     events = run(watch, "a")
     (failed,) = all_of(events, "node-failed", "b")
