@@ -3,6 +3,7 @@
 node already until it serves and its connection ends, each beside a bare interpreter of the same Python.
 
     python benchmarks/startup.py [--quick]
+    python benchmarks/startup.py --levels     (what building the agent takes by each of zlib's levels, and its size)
 
 Every round runs all commands once, in turn; the minimum of the rounds is compared, so that other work on the machine
 counts for little. CPU seconds are user + system of the process, by wait4(2).
@@ -54,10 +55,29 @@ def once(arguments: list[str], given: Path | None) -> tuple[float, float, int]:
     return time.perf_counter() - begun, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
+def levels(rounds: int) -> None:
+    """CPU and size of the agent by zlib's levels, in this process; the sources are compiled beforehand."""
+    sys.path.insert(0, str(REPOSITORY))
+    from retina_runner.bundle import build
+
+    build(compiled=True)
+    for level in range(1, 10):
+        took, size = [], 0
+        for _ in range(rounds):
+            begun = time.process_time()
+            size = len(build(compiled=True, level=level))
+            took.append(time.process_time() - begun)
+        print(f"level {level}: {min(took) * 1000:5.0f} ms of CPU, {size:7d} B")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few rounds")
-    rounds = 3 if parser.parse_args().quick else 15
+    parser.add_argument("--levels", action="store_true", help="building the agent instead")
+    chosen = parser.parse_args()
+    rounds = 3 if chosen.quick else 15
+    if chosen.levels:
+        return levels(rounds)
     best: dict[str, tuple[float, float, int]] = {}
     with tempfile.TemporaryDirectory() as folder:
         prepare = [sys.executable, "-c", PREPARE, folder]

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import CodeType
 
 from retina_runner import __version__
+from retina_runner.bundle_cache import kept
 
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that zip can say
 _MAIN = b"import sys\nfrom retina_runner.agent.__main__ import main\nsys.exit(main())\n"
@@ -42,7 +43,7 @@ _SELDOM = (
 )
 """Below `agent/`, what only some plans need: it travels as source only."""
 _LEVEL = 6
-"""Level 9 makes it 1 % smaller in four times the time (86 ms instead of 25, of CPU, at the start of every run)."""
+"""Level 9 makes it 0.6 % smaller for half as much CPU again (105 and 160 ms): `python benchmarks/startup.py --levels`."""
 _PACKAGE = f'__version__ = "{__version__}"\n'.encode()
 
 
@@ -57,11 +58,18 @@ class AgentBundle:
 
 @lru_cache
 def agent_bundle(compiled: bool = True) -> AgentBundle:
-    """Build the agent from this installation.
+    """The agent of this installation, built where none is kept of the same sources (`bundle_cache`).
 
     Without what it compiles to, and then without comments and docstrings too, it has less than half the bytes: it travels
     in a Kubernetes object then, whose size has a limit.
     """
+    content = kept(_made_of(compiled), lambda: build(compiled))
+    digest = hashlib.sha256(content).hexdigest()
+    return AgentBundle(f"agent-{digest[:12]}.pyz", digest, content)
+
+
+def build(compiled: bool, level: int = _LEVEL) -> bytes:
+    """The agent's bytes, made anew."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in sorted(
@@ -70,10 +78,8 @@ def agent_bundle(compiled: bool = True) -> AgentBundle:
             info = zipfile.ZipInfo(name, _FIXED_TIME)
             info.compress_type = zipfile.ZIP_DEFLATED
             info.external_attr = 0o644 << 16
-            archive.writestr(info, content, compresslevel=_LEVEL)
-    content = b"#!/usr/bin/env python3\n" + buffer.getvalue()
-    digest = hashlib.sha256(content).hexdigest()
-    return AgentBundle(f"agent-{digest[:12]}.pyz", digest, content)
+            archive.writestr(info, content, compresslevel=level)
+    return b"#!/usr/bin/env python3\n" + buffer.getvalue()
 
 
 def data_directory(name: str) -> Path:
@@ -81,6 +87,19 @@ def data_directory(name: str) -> Path:
     package = Path(__file__).resolve().parent
     installed = package / "_data" / name
     return installed if installed.is_dir() else package.parent / name
+
+
+def _made_of(compiled: bool) -> str:
+    """A digest of everything that an agent's bytes come from: sources, how they are built here, and what compiles them."""
+    package, bpf = Path(__file__).resolve().parent, data_directory("bpf")
+    of = hashlib.sha256(repr((compiled, __version__, sys.version, importlib.util.MAGIC_NUMBER)).encode())
+    for path in (Path(__file__), *sorted((package / "agent").rglob("*.py")), *_programs(bpf)):
+        of.update(repr((str(path), path.read_bytes())).encode())
+    return of.hexdigest()
+
+
+def _programs(bpf: Path) -> list[Path]:
+    return sorted(p for p in bpf.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
 
 
 def _members(compiled: bool) -> Iterator[tuple[str, bytes]]:
@@ -93,7 +112,7 @@ def _members(compiled: bool) -> Iterator[tuple[str, bytes]]:
         if compiled and not path.relative_to(package / "agent").as_posix().startswith(_SELDOM):
             yield f"{name}c", _compiled(name, path)
     bpf = data_directory("bpf")
-    for path in sorted(p for p in bpf.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+    for path in _programs(bpf):
         content = _description(path.read_bytes()) if path.suffix == ".json" else path.read_bytes()
         yield f"retina_runner/_data/bpf/{path.relative_to(bpf).as_posix()}", content
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from retina_runner.agent.ebpf import bytecode, compiling
+from retina_runner.bundle_cache import cache_directory
 
 MOST_KERNELS = 8
 """How many kernels' units a plan takes along for the same programs, the newest; each is some 15 kB."""
@@ -24,9 +25,7 @@ DIGESTS = ("programs", "kernel", "sha256")
 
 def default_directory() -> Path:
     """`retina-run/bytecode` in $XDG_CACHE_HOME, or in ~/.cache."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    cache = Path(given) if os.path.isabs(given) else Path(os.path.expanduser("~/.cache"))
-    return cache / "retina-run" / "bytecode"
+    return cache_directory() / "bytecode"
 
 
 class Store:

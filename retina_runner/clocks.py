@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from retina_runner.executors import Clock
 
 TOLERANCE_S = 0.02
+ENOUGH_S = TOLERANCE_S / 4
+"""An error of the second comparison that tells as much as a smaller one: nodes wait for it at the end, one after the other."""
 SLEW = 0.0005
 """What a clock may differ for each second: crystals are good to 100 ppm, and adjtime(3) turns them by 500 ppm at most."""
 

@@ -25,7 +25,7 @@ from retina_runner.agent.context import utc
 from retina_runner.agent.release import begin_lead_s
 from retina_runner.barrier import Barrier
 from retina_runner.bundle import AgentBundle
-from retina_runner.clocks import Reading, drift
+from retina_runner.clocks import ENOUGH_S, Reading, drift
 from retina_runner.delivery import Delivery
 from retina_runner.executors import Clock, LinkLost, LinkRefused
 from retina_runner.follower import Follower
@@ -36,7 +36,7 @@ from retina_runner.persistence import Persistence
 from retina_runner.targets import Adoption, Target, Terms
 from retina_runner.verification import Verification
 
-LEAD_MARGIN_S, LEAD_MOST_S = 0.1, 60.0
+LEAD_MARGIN_S, LEAD_MOST_S = 0.05, 60.0
 T0_STEPS_S = 1000
 """T0 is a whole millisecond: whoever writes it down needs no more digits."""
 AGAIN = "run the runbook again"
@@ -294,7 +294,7 @@ class Fleet:
             return
         if "cut_short" in follower.archive:
             return
-        clock = self._persistence.clock(target)
+        clock = self._persistence.clock(target, ENOUGH_S)
         told = drift(before, Reading(clock, time.time(), time.monotonic()), follower.steps_s)
         self._say("clock-drift", target, drift_s=round(told.drift_s, 6), error_s=round(told.error_s, 6),
                   elapsed_s=round(told.elapsed_s, 3), known_s=round(told.known_s, 6), stepped=told.stepped)  # fmt: skip

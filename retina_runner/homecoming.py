@@ -59,7 +59,8 @@ class Homecoming:
             # Not removed: the node's copy may be the better one.
             self._account.failed(target, path.name, problems[0], f"the node keeps its copy in {target.directory}")
             return False
-        manifest = json.dumps(verified.manifest, indent=1).encode() if verified.manifest else b""
+        wanted = verified.manifest if self._delivery.places else None
+        manifest = json.dumps(wanted, indent=1).encode() if wanted else b""
         stored = self._delivery.store(target.id, target.node, path, archive["sha256"], manifest)
         self._account.say_all(target, stored)
         return True

@@ -10,7 +10,7 @@ from typing import Any
 
 from retina_runner.account import Account
 from retina_runner.bundle import AgentBundle
-from retina_runner.executors import Clock, LinkLost, LinkRefused
+from retina_runner.executors import EXACT_S, Clock, LinkLost, LinkRefused
 from retina_runner.targets import Target, Terms
 
 RECONNECT_FIRST_S, RECONNECT_MOST_S = 1.0, 20.0
@@ -79,10 +79,10 @@ class Persistence:
         self.do(target, lambda: answer.update(target.link.call(*words, **options)))
         return answer
 
-    def clock(self, target: Target) -> Clock:
-        """Its clock as it is now. Raises as `do`."""
+    def clock(self, target: Target, enough_s: float = EXACT_S) -> Clock:
+        """Its clock as it is now; an error of up to `enough_s` is small enough. Raises as `do`."""
         found: list[Clock] = []
-        self.do(target, lambda: found.append(target.link.clock()))
+        self.do(target, lambda: found.append(target.link.clock(enough_s)))
         return found[-1]
 
     def remove(self, target: Target, quietly: bool = False) -> None:

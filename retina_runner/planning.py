@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from retina_runner import endpoints, filter_compiling, filters, naming
@@ -55,7 +56,7 @@ class NodePlan:
     executor: str
     document: Mapping[str, Any]
 
-    @property
+    @cached_property
     def text(self) -> bytes:
         return (json.dumps(self.document, indent=1) + "\n").encode()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,7 @@ class RunDirectory:
                 directory.plans.mkdir(mode=0o700)
                 directory.archives.mkdir(mode=0o700)
                 for identifier, text in (plans or {}).items():
-                    directory.write(directory.plan(identifier), text)
+                    directory.write(directory.plan(identifier), text, sync=False)
             except OSError:
                 shutil.rmtree(path, ignore_errors=True)
                 raise
@@ -69,6 +71,9 @@ class RunDirectory:
                 f"{error.filename or parent}: {error.strerror}; nothing was touched; "
                 f"{'free some space, or ' if is_full(error) else ''}choose another place with --output DIR"
             ) from error
+        # A run begins meanwhile: of a hundred plans each would wait for the disk once.
+        written = [directory.plan(identifier) for identifier in plans or {}]
+        threading.Thread(target=_sync, args=(written,), name="sync", daemon=True).start()
         return directory
 
     @staticmethod
@@ -89,15 +94,17 @@ class RunDirectory:
     def name(self) -> str:
         return self.path.name
 
-    def write(self, path: Path, text: str) -> None:
-        """Replace one file in one step. Raises OSError with the file's name, and leaves the old one then."""
+    def write(self, path: Path, text: str, sync: bool = True) -> None:
+        """Replace one file in one step; with `sync` it is on the disk then. Raises OSError with the file's name, and leaves
+        the old one then."""
         part = path.with_name(path.name + ".part")
         try:
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             os.replace(part, path)
         except OSError as error:
             part.unlink(missing_ok=True)
@@ -115,6 +122,17 @@ class RunDirectory:
                     continue
                 if isinstance(event, dict) and "event" in event:
                     yield event
+
+
+def _sync(paths: Iterable[Path]) -> None:
+    """Have these files on the disk. Of what goes meanwhile, or of a disk that fails, nobody needs to hear here."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 class EventLog:

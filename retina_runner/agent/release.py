@@ -15,7 +15,7 @@ POLL_S, POLL_SOON_S, SOON_S = 0.05, 0.005, 3.0
 """How often a node that is ready looks for its T0; and how often at first, since the others are ready about then too."""
 GRACE_S = 30.0
 """How much longer than the barrier's own limit an agent waits for T0 before it concludes that the runner is gone."""
-BEGIN_MARGIN_S = 0.1
+BEGIN_MARGIN_S = 0.05
 
 
 def begin_lead_s(rehearsal_s: float) -> float:

@@ -40,10 +40,11 @@ class Moves:
         resolved = self._resolved
         self._numbers = max(self._numbers, number + 1)
         work, reach = work_directory_of(resolved, plan), resolved.reach.get(plan.id)
+        compiles = self._known.concerns(plan.document)
         self._targets[plan.id] = Target(
             id=plan.id, node=plan.node, capture=plan.capture, executor=plan.executor,
-            directory=directory_of(resolved, plan, number), plan=self._known.supply(plan.document),
-            compiles=self._known.concerns(plan.document), duration_s=resolved.runbook.duration_s,
+            directory=directory_of(resolved, plan, number), duration_s=resolved.runbook.duration_s, compiles=compiles,
+            plan=self._known.supply(plan.document) if compiles else plan.text,
             link=self._links.to(reach, work), work_directory=work, reach=reach,
         )  # fmt: skip
         return self._targets[plan.id]

@@ -13,6 +13,9 @@ from typing import Any, Protocol
 
 from retina_runner.bundle import AgentBundle
 
+EXACT_S = 0.0005
+"""An error of a comparison of clocks that isn't worth another round trip: no node wakes up more exactly than that."""
+
 
 class LinkLost(Exception):
     """The connection went away. The agent goes on; connect again, and it answers as before.
@@ -68,8 +71,8 @@ class Link(Protocol):
         """The bytes of a finished archive from `offset` on."""
         ...
 
-    def clock(self) -> Clock:
-        """Measure the node's clock."""
+    def clock(self, enough_s: float = EXACT_S) -> Clock:
+        """Measure the node's clock; an error of up to `enough_s` needs no better measurement."""
         ...
 
     def close(self) -> None:

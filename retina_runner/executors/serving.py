@@ -12,15 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from retina_runner.bundle import AgentBundle
-from retina_runner.executors import Clock, LinkLost, LinkRefused
+from retina_runner.executors import EXACT_S, Clock, LinkLost, LinkRefused
 from retina_runner.executors.bootstrap import LOADER, opening
 from retina_runner.executors.local import answer_of
 from retina_runner.executors.served import INTERRUPT, LimitReached, Served, Stream
 
 PINGS_MOST, PINGS_IN_VAIN = 12, 4
 """Round trips of one comparison of clocks; as many in a row that are no better than the best end it."""
-PINGS_EXACT_S = 0.0005
-"""An error of the comparison that isn't worth another round trip: no node wakes up more exactly than that."""
 FOLLOW_S = 600.0
 SERVED = b'{"served"'
 CLOCKS_AT_ONCE = 4
@@ -214,7 +212,7 @@ class ServedLink:
             if not whole:
                 self._hang_up()
 
-    def clock(self) -> Clock:
+    def clock(self, enough_s: float = EXACT_S) -> Clock:
         """The best of several round trips over one open channel: the node's time lies within half of that one."""
         best = Clock(0.0, float("inf"))
         with _clocks:
@@ -230,7 +228,7 @@ class ServedLink:
                         best, in_vain = Clock(float(json.loads(answer)["time"]) - (sent_wall + took / 2), took / 2), 0
                     elif (in_vain := in_vain + 1) == PINGS_IN_VAIN:
                         break
-                    if best.error_s < PINGS_EXACT_S:
+                    if best.error_s <= enough_s:
                         break
             except (KeyError, ValueError, LimitReached) as error:
                 self._hang_up()

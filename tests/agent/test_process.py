@@ -91,3 +91,16 @@ def test_a_process_dies_with_the_agent_that_started_it() -> None:
         eventually(lambda: Path(f"/proc/{child}/comm").read_text() == "sleep\n", "the child runs", 5)
         agent.kill()
     eventually(lambda: not alive(child), "the child is gone", 5)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_end_is_noticed_whether_the_kernel_tells_of_it_or_not(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not told:
+
+        def refuse(*_: object) -> int:
+            raise OSError(38, "Function not implemented")
+
+        monkeypatch.setattr("os.pidfd_open", refuse)
+    done = process.run(["sh", "-c", "sleep 0.2; exit 3"], limit_s=30.0)
+    assert (done.exit_status, done.timed_out) == (3, False)
+    assert process.run(["sleep", "30"], limit_s=0.1).timed_out

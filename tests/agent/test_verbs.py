@@ -249,7 +249,7 @@ def test_clock_answers_each_line(agent: Agent) -> None:
         process.stdin.close()
 
 
-def test_the_bundle_is_the_same_bytes_whenever_it_is_built() -> None:
+def test_the_bundle_is_the_same_bytes_whenever_it_is_built(tmp_path: Path) -> None:
     """Whatever the hash seed, and whatever names the process has met: an attribute may be called `-`."""
     script = "import sys; {}from retina_runner.bundle import agent_bundle; print(agent_bundle().sha256)"
     met = "".join(f"sys.intern(chr({n})); " for n in range(1, 127))
@@ -260,7 +260,7 @@ def test_the_bundle_is_the_same_bytes_whenever_it_is_built() -> None:
             text=True,
             check=True,
             cwd=Path(__file__).parents[2],
-            env={**os.environ, "PYTHONHASHSEED": str(n)},
+            env={**os.environ, "PYTHONHASHSEED": str(n), "XDG_CACHE_HOME": str(tmp_path / str(n))},
         ).stdout
         for n, names in enumerate(("", met))
     }
