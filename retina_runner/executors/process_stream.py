@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import select
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retina_runner.executors import LinkLost
-from retina_runner.executors.served import LimitReached
+from retina_runner.executors.served import LimitReached, send_all
 
 CHUNK_BYTES = 1 << 18
 STEP_S = 0.5
@@ -57,22 +56,20 @@ class ProcessStream:
         self._errors_open = True
 
     def send(self, data: bytes, limit_s: float = 120.0, close: bool = True) -> None:
-        deadline = time.monotonic() + limit_s
-        view = memoryview(data)
         try:
-            while view:
-                if time.monotonic() > deadline:
-                    raise LimitReached(f"its input wasn't taken within {limit_s:.0f} s")
-                self._wait(self._in, select.POLLOUT)
-                try:
-                    view = view[os.write(self._in, view) :]
-                except BlockingIOError:
-                    continue
+            send_all(self._write, data, limit_s)
         except BrokenPipeError:
             return  # the command has closed its input, or ended: its output or its status tells
         if close:
             assert self._process.stdin is not None
             self._process.stdin.close()
+
+    def _write(self, view: memoryview) -> int:
+        self._wait(self._in, select.POLLOUT)
+        try:
+            return os.write(self._in, view)
+        except BlockingIOError:
+            return 0
 
     def receive(self) -> bytes | None:
         if not self._wait(self._out, select.POLLIN):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from retina_runner.executors import LinkLost
@@ -38,6 +39,17 @@ class Stream(Protocol):
     def close(self) -> None:
         """Let go of it, so that it notices. Idempotent."""
         ...
+
+
+def send_all(write: Callable[[memoryview], int], data: bytes, limit_s: float) -> None:
+    """Write all of it. `write` returns how much it has taken, 0 when nothing was for a moment. Raises LimitReached, and what
+    `write` raises."""
+    deadline = time.monotonic() + limit_s
+    view = memoryview(data)
+    while view:
+        if time.monotonic() > deadline:
+            raise LimitReached(f"its input wasn't taken within {limit_s:.0f} s")
+        view = view[write(view) :]
 
 
 class Served:

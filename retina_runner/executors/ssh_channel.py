@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retina_runner.executors import LinkLost
-from retina_runner.executors.served import LimitReached
+from retina_runner.executors.served import LimitReached, send_all
 
 WINDOW_BYTES, PACKET_BYTES = 2 << 20, 1 << 18
 """Paramiko's packets are 32 KiB. A window is what the runner may have to hold in memory for each node that it fetches from:
@@ -63,41 +63,35 @@ class Channel:
 
     def send(self, data: bytes, limit_s: float = 120.0, close: bool = True) -> None:
         """Give the command its input; `close` ends it. A command that wants no more is no trouble. Raises LinkLost."""
-        deadline = time.monotonic() + limit_s
-        view = memoryview(data)
         try:
-            while view:
-                if time.monotonic() > deadline:
-                    raise LimitReached(f"its input wasn't taken within {limit_s:.0f} s")
-                try:
-                    view = view[self._channel.send(view[: 1 << 17]) :]
-                except TimeoutError:
-                    continue
-                except self._broken:
-                    if self._channel.transport is None or not self._channel.transport.is_active():
-                        raise
-                    return  # the command has closed its input
+            try:
+                send_all(self._write, data, limit_s)
+            except self._broken:
+                if self._channel.transport is None or not self._channel.transport.is_active():
+                    raise
+                return  # the command has closed its input
             if close:
                 self._channel.shutdown_write()
         except self._broken as error:
             raise LinkLost(str(error) or type(error).__name__) from error
 
+    def _write(self, view: memoryview) -> int:
+        try:
+            taken: int = self._channel.send(view[: 1 << 17])
+        except TimeoutError:
+            return 0
+        return taken
+
     def chunks(self, limit_s: float, give_up: threading.Event | None = None) -> Iterator[bytes]:
         """stdout as it comes, until its end, or `give_up`. Raises LinkLost, LimitReached (`limit_s` without a byte)."""
         last = time.monotonic()
         while give_up is None or not give_up.is_set():
-            self._read_stderr()
-            try:
-                chunk = self._channel.recv(CHUNK_BYTES)
-            except TimeoutError:
-                self._check_transport()
+            chunk = self.receive()
+            if chunk is None:
                 if time.monotonic() - last > limit_s:
-                    raise LimitReached(f"nothing came for {limit_s:.0f} s") from None
+                    raise LimitReached(f"nothing came for {limit_s:.0f} s")
                 continue
-            except self._broken as error:
-                raise LinkLost(str(error) or type(error).__name__) from error
             if not chunk:
-                self._check_transport()
                 return
             last = time.monotonic()
             yield chunk
