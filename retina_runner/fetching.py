@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from retina_runner.agent.archive import digest_of, feed
 from retina_runner.agent.passing import is_full
-
-READ_BYTES = 1 << 20
 
 
 class Throttle:
@@ -41,7 +40,7 @@ def fetch(read: Callable[[int], Iterator[bytes]], path: Path, size_bytes: int, s
     call, also of another process; not when this disk is full, where the run's own records need the room. Raises whatever
     `read` raises, and OSError.
     """
-    if path.exists() and path.stat().st_size == size_bytes and _digest(path).hexdigest() == sha256:
+    if path.exists() and path.stat().st_size == size_bytes and digest_of(path)[1] == sha256:
         return ""
     part = path.with_name(path.name + ".part")
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
@@ -50,7 +49,8 @@ def fetch(read: Callable[[int], Iterator[bytes]], path: Path, size_bytes: int, s
         if resumed > size_bytes:
             file.truncate(0)
             resumed = 0
-        digest = _digest(part)
+        digest = hashlib.sha256()
+        feed(digest, part)
         file.seek(resumed)
         for chunk in read(resumed):
             _write(file, chunk, part)
@@ -76,11 +76,3 @@ def _write(file: IO[bytes], chunk: bytes, part: Path) -> None:
             file.truncate(0)
             part.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(part.with_suffix(""))) from error
-
-
-def _digest(path: Path) -> hashlib._Hash:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(READ_BYTES):
-            digest.update(chunk)
-    return digest

@@ -261,11 +261,17 @@ def _sync_folder(folder: Path) -> None:
 
 def digest_of(path: Path) -> Tuple[int, str]:
     """(size in bytes, SHA-256 in hex) of a file, in constant memory."""
-    digest, size = hashlib.sha256(), 0
+    digest = hashlib.sha256()
+    return feed(digest, path), digest.hexdigest()
+
+
+def feed(digest: "hashlib._Hash", path: Path) -> int:
+    """Hash a file's bytes, after what the digest has had already; how many they were."""
+    size = 0
     with open(str(path), "rb", buffering=0) as file:
         while True:
             chunk = file.read(_COPY_BYTES)
             if not chunk:
-                return size, digest.hexdigest()
+                return size
             size += len(chunk)
             digest.update(chunk)

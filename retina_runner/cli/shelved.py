@@ -21,13 +21,15 @@ from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.executors.kubernetes.link import PodReach
 from retina_runner.executors.kubernetes.reading import Reader, Shelf
 from retina_runner.executors.serving import ServedLink
-from retina_runner.fetching import READ_BYTES, Throttle, fetch
+from retina_runner.fetching import Throttle, fetch
 from retina_runner.inventory.connection import Connection
 from retina_runner.report import NodeReport, RunReport
 from retina_runner.uploads import NotStored
 
 PATIENCE_S = 120.0
 """How long a connection that was lost is tried again without a byte coming."""
+
+READ_BYTES = 1 << 20
 
 
 class Reads(Protocol):
