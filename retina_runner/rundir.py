@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -95,9 +96,9 @@ class RunDirectory:
         return self.path.name
 
     def write(self, path: Path, text: str, sync: bool = True) -> None:
-        """Replace one file in one step; with `sync` it is on the disk then. Raises OSError with the file's name, and leaves
-        the old one then."""
-        part = path.with_name(path.name + ".part")
+        """Replace one file in one step, whichever other processes do so at the same time; with `sync` it is on the disk then.
+        Raises OSError with the file's name, and leaves the old one then."""
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -109,6 +110,25 @@ class RunDirectory:
         except OSError as error:
             part.unlink(missing_ok=True)
             raise OSError(error.errno, error.strerror, str(path)) from error
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """While no other process goes on with this run; it ends with the process, whatever ends that. Raises UsageError."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UsageError(f"{self.path}: not a run directory: {error.strerror}") from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                why = "another retina-run goes on with it at this moment; wait for that one's end"
+                raise UsageError(f"{self.path}: {why}; nothing was touched") from None
+            except OSError:
+                pass  # a file system without locks on folders, NFS among them
+            yield
+        finally:
+            os.close(descriptor)
 
     def read_events(self) -> Iterator[dict[str, Any]]:
         """The run's events in order, none for a run without a journal; a line that a crash cut short is passed over."""

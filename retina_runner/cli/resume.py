@@ -26,6 +26,11 @@ from retina_runner.targets import DEFAULT_FORKS, Adoption, Target, Terms
 
 
 def main(chosen: argparse.Namespace) -> int:
+    with RunDirectory(Path(chosen.run)).alone():
+        return _resume(chosen)
+
+
+def _resume(chosen: argparse.Namespace) -> int:
     directory, report = open_run(Path(chosen.run))
     refuse_running(directory, report)
     left = [n for n in report.nodes if n.directory and not n.removed and (n.started or not n.over or n.remains)]

@@ -11,11 +11,17 @@ from retina_runner.cli.resume import open_run, refuse_running
 from retina_runner.cli.run import Recorder, view_of
 from retina_runner.delivery import of_record
 from retina_runner.errors import Exit, UploadError
+from retina_runner.rundir import RunDirectory
 from retina_runner.uploads import NotStored, Parcel
 from retina_runner.verification import verify_archive
 
 
 def main(chosen: argparse.Namespace) -> int:
+    with RunDirectory(Path(chosen.run)).alone():
+        return _upload(chosen)
+
+
+def _upload(chosen: argparse.Namespace) -> int:
     directory, report = open_run(Path(chosen.run))
     refuse_running(directory, report)
     delivery = of_record(report.terms, directory.name)
