@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from retina_runner import __version__
-from retina_runner.errors import EXIT_CODES
+from retina_runner.errors import EXIT_CODES, UsageError
 
 VERBS = (
     "run",
@@ -34,14 +35,27 @@ VERBS = (
 
 
 def with_verb(words: Sequence[str]) -> list[str]:
-    """`retina-run RUNBOOK …` is `retina-run run RUNBOOK …`: put the verb in where the first plain word isn't one."""
+    """`retina-run RUNBOOK …` is `retina-run run RUNBOOK …`: put the verb in where the first plain word isn't one.
+    Raises UsageError for a verb that is misspelt."""
     words = list(words)
     for word in words:
         if word in ("-h", "--help", "--version"):
             return words
         if not word.startswith("-"):
+            if word is words[0]:
+                _refuse_slip(word)
             return words if word in VERBS else ["run", *words]
     return ["run", *words] if words else words
+
+
+def _refuse_slip(word: str) -> None:
+    """Raises UsageError for what is neither a verb nor a file, but nearly a verb."""
+    if word not in VERBS and not os.path.exists(word):
+        import difflib
+
+        near = difflib.get_close_matches(word, VERBS, 1, 0.7)
+        if near:
+            raise UsageError(f"{word}: neither a verb nor a file; did you mean {near[0]}?")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -89,7 +89,9 @@ def _read(file: Path) -> Mapping[str, Any]:
         value = load_document(file, Dialect.ANSIBLE).value
     except DocumentError as error:
         problem = error.problems[0]  # without its excerpt: the line may hold a token
-        raise UsageError(f"kubeconfig {problem.file}:{problem.line}: {problem.message}") from None
+        place = f"{problem.file}:{problem.line}" if problem.line else problem.file
+        hint = "" if file.exists() else "; name one in $KUBECONFIG, or by `kubeconfig:` in the runbook"
+        raise UsageError(f"kubeconfig {place}: {problem.message}{hint}") from None
     if not isinstance(value, dict):
         raise UsageError(f"kubeconfig {file}: isn't a kubeconfig")
     return value

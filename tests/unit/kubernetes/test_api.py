@@ -96,3 +96,16 @@ def test_another_kind_of_proxy_is_refused(tmp_path: Path, identity: Identity, ur
 def test_what_is_not_an_api_server_is_told(tmp_path: Path, identity: Identity, port: int, path: str, said: str) -> None:
     with pytest.raises(Denied, match=f"doesn't answer like a Kubernetes API server: .*{said}"):
         api(tmp_path, identity, port).call("GET", path)
+
+
+def test_a_kubeconfig_that_cannot_be_read_is_told_with_the_next_step(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    with pytest.raises(UsageError) as missing:
+        kubeconfig.find(str(path), "")
+    assert str(missing.value) == (
+        f"kubeconfig {path}: no such file; name one in $KUBECONFIG, or by `kubeconfig:` in the runbook"
+    )
+    path.write_text("contexts: [\n")
+    with pytest.raises(UsageError) as broken:
+        kubeconfig.find(str(path), "")
+    assert str(broken.value).startswith(f"kubeconfig {path}:2: ")
