@@ -65,16 +65,22 @@ class Hosts:
         unreachable = [c for c in connections if c.connector not in EXECUTORS]
         if unreachable:
             first = unreachable[0]
-            problem = runbook.problem(
-                at,
-                f"{first.host} is reached by @{first.connector}, which carries no plan out"
-                + (f"; so are {len(unreachable) - 1} more" if len(unreachable) > 1 else ""),
-                f'leave them out: hosts: "{nodes.hosts},!{first.host}"',
-            )
+            more = f"; so are {len(unreachable) - 1} more" if len(unreachable) > 1 else ""
+            what = f"{first.host} is reached by @{first.connector}, which carries no plan out{more}"
+            problem = runbook.problem(at, what, _instead(first))
             raise DocumentError([problem])
         for connection in connections:
             self.connections[capture.name, connection.host] = connection
         return [planning.Place(c.host, c.connector) for c in connections]
+
+
+def _instead(of: Connection) -> str:
+    """What to name in place of a host that no plan can be carried to."""
+    machine, colon, container = of.host.removeprefix("@dockerssh/").partition(":")
+    if of.connector == "dockerssh" and colon:
+        there = f"retina-run … -i @docker/{container},"
+        return f"name {machine}, the machine that the container runs on, or run there: {there}"
+    return f"leave it out; hosts are reached by {', '.join(EXECUTORS)}"
 
 
 def limited(

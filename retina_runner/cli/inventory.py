@@ -9,13 +9,14 @@ import argparse
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from retina_runner import inventory
 from retina_runner.documents import VaultText, looks_secret, nearest
 from retina_runner.errors import Exit, UsageError
 from retina_runner.inventory import Connection, Explained, Host, Inventory
+from retina_runner.inventory.connection import reached_by
 from retina_runner.inventory.model import ALL, UNGROUPED
 
 NOT_SHOWN = "(not shown)"
@@ -50,7 +51,7 @@ def main(chosen: argparse.Namespace) -> int:
 def _one(known: Inventory, name: str) -> tuple[Host, ...]:
     if name not in known.host_settings and name not in ("localhost", "127.0.0.1", "::1"):
         raise UsageError(f"--explain {name}: no host of that name; {nearest(name, known.names) or 'there are none'}")
-    return inventory.select(known, name)
+    return known.hosts([name]) if name in known.host_settings else inventory.select(known, name)
 
 
 def _groups(host: Host) -> tuple[str, ...]:
@@ -96,18 +97,17 @@ def _object(host: Host, explained: Explained) -> dict[str, Any]:
 
 
 def _explanation(host: Host, explained: Explained) -> Iterator[str]:
-    """Every value of the connection, then every variable, each with where it was said."""
+    """Every value of the connection that applies to it, then every variable, each with where it was said."""
     yield f"{host.name}: {_way(explained.connection)}"
     yield f"groups, the nearest last: {', '.join(host.groups)}"
     yield ""
     yield "how it is reached"
     rows = []
-    for field in fields(Connection):
-        value = getattr(explained.connection, field.name)
-        if field.name == "hops" or (value in ("", ()) and field.name not in explained.origins):
+    for name, value in reached_by(explained.connection).items():
+        if value in ("", ()) and name not in explained.origins:
             continue
         text = " ".join(value) if isinstance(value, tuple) else str(value)
-        rows.append((field.name, text, explained.origins.get(field.name, "default")))
+        rows.append((name, text, explained.origins.get(name, "default")))
     yield from _columns(rows)
     for number, hop in enumerate(explained.connection.hops, 1):
         keys = f", keys {' '.join(hop.key_files)}" if hop.key_files else ""

@@ -68,6 +68,19 @@ class Connection:
     ssh_config: str = ""
 
 
+REACHED: dict[str, tuple[str, ...]] = {
+    "local": ("host", "connector"),
+    "ssh": tuple(f.name for f in fields(Connection)),
+}
+"""By connector: which fields say anything about how a host is reached. Of any other connector, the fields of ENTERED."""
+ENTERED = ("host", "address", "connector", "user", "become", "become_user", "python", "work_directory")
+
+
+def reached_by(to: Connection) -> dict[str, Any]:
+    """The fields that apply to this connection, with their values; not the bastions."""
+    return {n: getattr(to, n) for n in REACHED.get(to.connector, ENTERED) if n != "hops"}
+
+
 def connection_of(given: Mapping[str, Any] | None) -> Connection | None:
     """The inverse of dataclasses.asdict, also after JSON; None for this machine. Unknown fields are passed over."""
     if given is None:

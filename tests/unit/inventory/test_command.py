@@ -23,6 +23,7 @@ HOSTS = f"""all:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "hosts.yaml").write_text(HOSTS)
+    (tmp_path / "odd.ini").write_text("odd1 retina_connector=fax\nodd2 retina_connector=fax\n")
     return tmp_path
 
 
@@ -48,6 +49,36 @@ def test_every_value_is_explained(folder: Path, capsys: pytest.CaptureFixture[st
     assert "host_keys strict default" in lines
     assert f'app_password "(not shown)" {folder}/hosts.yaml:2:43' in lines
     assert any(line.startswith('ansible_become_password "env:SUDO"') for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "fields"),
+    [
+        ("@docker/web,", "@docker/web", ["host", "address", "connector", "become", "become_user", "python"]),
+        ("@chroot/srv/x,", "@chroot/srv/x", ["host", "address", "connector", "become", "become_user", "python"]),
+        ("@local,", "@local", ["host", "connector"]),
+        (
+            "@dockerssh/w1:web,",
+            "@dockerssh/w1:web",
+            ["host", "address", "connector", "become", "become_user", "python"],
+        ),
+    ],
+)
+def test_only_what_applies_to_a_connection_is_explained(
+    folder: Path, capsys: pytest.CaptureFixture[str], word: str, name: str, fields: list[str]
+) -> None:
+    text = said(capsys, "inventory", "-i", word, "--explain", name)
+    reached = text.partition("how it is reached\n")[2].partition("\n\n")[0]
+    assert [line.split()[0] for line in reached.splitlines()] == fields
+
+
+def test_what_is_said_of_a_container_is_explained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "c.ini").write_text("web ansible_connection=docker ansible_user=app ansible_port=22\n")
+    text = said(capsys, "inventory", "-i", f"{folder}/c.ini", "--explain", "web")
+    reached, _, variables = text.partition("\nvariables\n")
+    assert f"{folder}/c.ini:1:31 ansible_user" in next(line for line in reached.splitlines() if " user " in line)
+    assert "port" not in reached
+    assert "ansible_port" in variables
 
 
 def test_everything_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,5 +151,11 @@ def test_what_is_wrong_with_hosts_has_its_place_in_the_runbook(
     text = listed(folder, capsys, "  - {nodes: {inventory: hosts.yaml, hosts: 'web:!cannary'}}\n", status=2)
     assert f"{folder}/runbook.yaml:4:44: captures[0].nodes.hosts: hosts web:!cannary: cannary is no host" in text
     text = listed(folder, capsys, "  - {nodes: {inventory: '@dockerssh/w1:nginx,'}}\n", status=2)
-    assert "@dockerssh/w1:nginx is reached by @dockerssh, which carries no plan out" in text
+    assert f"{folder}/runbook.yaml:4:13: captures[0].nodes: @dockerssh/w1:nginx is reached by @dockerssh, which" in text
+    assert "carries no plan out (name w1, the machine that the container runs on, or run there: " in text
+    assert "retina-run … -i @docker/nginx,)" in text
+    text = listed(folder, capsys, "  - {nodes: {inventory: 'odd.ini'}}\n", status=2)
+    assert (
+        "odd1 is reached by @fax, which carries no plan out; so are 1 more (leave it out; hosts are reached by " in text
+    )
     assert listed(folder, capsys, "  - {nodes: {inventory: '@docker/nginx,'}}\n").split() == ["@docker/nginx"]
