@@ -115,7 +115,9 @@ child process; no kernel headers are needed, but the kernel's own type informati
 can't be had on a node is left out with its reason; everything else is still collected. Every hook is a row of
 `capabilities` in the manifest. Whether functions can be probed on this machine, `doctor` and `plan` try beforehand; of other
 nodes it is unknown until they have tried. What a plugin knows that it missed (a full table, a program run that the kernel skipped, a
-counter that was reset, a CPU that went or came) makes the verdict of the totals `lossy`, with the number.
+counter that was reset, a CPU that went or came) makes the verdict of the totals `lossy`, with the number. A run is
+skipped where an interrupt brings the next event while the same program is busy with one, on the same CPU; the kernel counts
+these (`recursion_misses`) for the whole machine, so that with `netns` or a scope they may have been of others.
 
 Every program's cost is a row of `programs` in the manifest, by the kernel's own account. That account takes as long as a
 small program: it is kept for the first ten seconds, and for a tenth of a second of every two from then on; `measured_share`
