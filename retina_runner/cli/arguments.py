@@ -217,8 +217,8 @@ def parser() -> argparse.ArgumentParser:
     schedule.add_argument("--deadline", metavar="TIME", help="end the windows by then and keep what is there")
     schedule.add_argument("--cpu", type=int, metavar="PERCENT", default=100, help="of one core (default: 100)")
     schedule.add_argument("--memory", metavar="SIZE", default="1GiB", help="of runner and agents here (default: 1GiB)")
-    schedule.add_argument("--namespace", metavar="NAME", default="default", help="of the CronJob")
-    schedule.add_argument("--image", metavar="IMAGE", help="of the CronJob: one that has retina-run")
+    schedule.add_argument("--namespace", metavar="NAME", default="default", help="of the CronJob or DaemonSet")
+    schedule.add_argument("--image", metavar="IMAGE", help="of the CronJob or DaemonSet: one that has retina-run")
     schedule.add_argument("--claim", metavar="PVC", help="a PersistentVolumeClaim for the CronJob's run directories")
     schedule.add_argument("-e", "--extra-vars", action="append", default=[], metavar="KEY=VALUE|@FILE",
                           help="set variables of the runbook")  # fmt: skip

@@ -38,7 +38,7 @@ class Lines:
         if kind == "freeze":
             self._say(event, f"{event['at']}: trigger at {event['instant'][:19]}Z: the rings of all nodes are frozen")
         elif kind == "t0":
-            self._say(event, f"T0 is {event['t0'][:19]}Z, in {event['lead_s']:.0f} s")
+            self._say(event, f"T0 is {event['t0'][:19]}Z, in {event['lead_s']:.1f} s")
         elif (
             kind in TOLD
             or (kind == "collector" and event.get("status") in ("failed", "skipped"))
