@@ -14,20 +14,14 @@ def split_port(word: str) -> tuple[str, int | None]:
     """`(host, port)` of `host:22`, `[2001:db8::1]:22`; a bare IPv6 address has no port. Raises ValueError."""
     found = _BRACKETED.fullmatch(word)
     if found and not ranges.has_range(word):
-        return found[1], _port(found[2]) if found[2] else None
+        return found[1], port_number(found[2]) if found[2] else None
     outside = re.sub(r"\[[^\]]*\]", "", word)
     if outside.count(":") == 1:
         found = _PORT.fullmatch(word)
         if not found:
             raise ValueError(f"{word!r}: the port after : is missing or is no number")
-        return found[1], _port(found[2])
+        return found[1], port_number(found[2])
     return word, None
-
-
-def _port(text: str) -> int:
-    if not 0 < int(text) < 65536:
-        raise ValueError(f"{text} is no port: 1 to 65535")
-    return int(text)
 
 
 def read(word: str) -> tuple[list[str], int | None]:
@@ -36,3 +30,15 @@ def read(word: str) -> tuple[list[str], int | None]:
     if not name or name != name.strip() or "---" in name[:3]:
         raise ValueError(f"{word!r} is no host")
     return ranges.expand(name), port
+
+
+def port_number(text: str) -> int:
+    """Raises ValueError for what is none, 1 to 65535."""
+    if not 0 < int(text) < 65536:
+        raise ValueError(f"{text} is no port: 1 to 65535")
+    return int(text)
+
+
+def port_or(text: str) -> int:
+    """The port, or ssh's own for what is none."""
+    return port_number(text) if text.isdigit() and 0 < int(text) < 65536 else 22
