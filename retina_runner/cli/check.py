@@ -6,7 +6,7 @@ import argparse
 
 from retina_runner import planning
 from retina_runner.errors import DocumentError, Exit, Problem
-from retina_runner.runbook import load_runbook
+from retina_runner.runbook_reading import load_runbook
 
 
 def main(chosen: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from retina_runner.agent.metrics.model import OK
 from retina_runner.bytecode import Store, default_directory
 from retina_runner.errors import Exit, UsageError
 from retina_runner.exporting import Exporter
-from retina_runner.runbook import load_runbook
+from retina_runner.runbook_reading import load_runbook
 
 REQUEST_LIMIT_S = 30
 

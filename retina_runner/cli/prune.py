@@ -15,7 +15,8 @@ from pathlib import Path
 from retina_runner import history
 from retina_runner.errors import Exit, UsageError
 from retina_runner.retention import Keep, Past, doomed, guard
-from retina_runner.runbook import Runbook, Upload, load_runbook
+from retina_runner.runbook import Runbook, Upload
+from retina_runner.runbook_reading import load_runbook
 from retina_runner.units import format_size
 from retina_runner.uploads import NotStored
 

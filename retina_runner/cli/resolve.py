@@ -25,7 +25,8 @@ from retina_runner.executors.kubernetes.link import PodLink, PodReach
 from retina_runner.executors.kubernetes.objects import WORK_DIRECTORY
 from retina_runner.executors.kubernetes.session import Session
 from retina_runner.executors.local import LocalLink, default_work_directory
-from retina_runner.runbook import Capture, KubernetesNodes, LocalNodes, Runbook, load_runbook
+from retina_runner.runbook import Capture, KubernetesNodes, LocalNodes, Runbook
+from retina_runner.runbook_reading import load_runbook
 from retina_runner.targets import DEFAULT_FORKS
 
 Places = dict[str, list[planning.Place]]

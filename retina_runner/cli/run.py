@@ -24,7 +24,8 @@ from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.fleet import Fleet
 from retina_runner.folding import Fold
 from retina_runner.report import RunReport, exit_code, to_json
-from retina_runner.runbook import Limits, load_runbook
+from retina_runner.runbook import Limits
+from retina_runner.runbook_reading import load_runbook
 from retina_runner.rundir import EventLog, RunDirectory
 from retina_runner.targets import Adoption, Target, Terms
 from retina_runner.units import parse_size

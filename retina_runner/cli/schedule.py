@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from retina_runner.errors import Exit, UsageError
-from retina_runner.runbook import KubernetesNodes, Runbook, load_runbook
+from retina_runner.runbook import KubernetesNodes, Runbook
+from retina_runner.runbook_reading import load_runbook
 from retina_runner.schedule import Schedule, crontab, installed, systemd
 from retina_runner.schedule.cron import parse_cron
 from retina_runner.units import parse_duration, parse_size

@@ -8,7 +8,7 @@ import sys
 from retina_runner import translate, variables
 from retina_runner.documents import load_document
 from retina_runner.errors import DocumentError, Exit
-from retina_runner.runbook import parse_runbook
+from retina_runner.runbook_reading import parse_runbook
 
 
 def main(chosen: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ import pytest
 from retina_runner.bundle import agent_bundle
 from retina_runner.executors.kubernetes.standalone import without_patience
 from retina_runner.planning import Place, build
-from retina_runner.runbook import parse_runbook
+from retina_runner.runbook_reading import parse_runbook
 from retina_runner.verification import verify_archive
 from tests.lab import Archive, Lab, eventually, sh
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.root
 EXPORTER = """
 import json, os, sys
 from retina_runner.exporting import SHARED_S, Exporter
-from retina_runner.runbook import load_runbook
+from retina_runner.runbook_reading import load_runbook
 
 entries = [e.options for c in load_runbook(sys.argv[1]).captures for e in c.collect]
 exporter = Exporter(entries)

@@ -19,7 +19,7 @@ import pytest
 from retina_runner import planning
 from retina_runner.bundle import agent_bundle
 from retina_runner.executors import Link, LinkRefused
-from retina_runner.runbook import parse_runbook
+from retina_runner.runbook_reading import parse_runbook
 
 RUNBOOK = b"""
 name: conformance

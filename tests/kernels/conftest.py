@@ -11,7 +11,7 @@ import pytest
 
 from retina_runner.bundle import agent_bundle
 from retina_runner.planning import Place, build
-from retina_runner.runbook import parse_runbook
+from retina_runner.runbook_reading import parse_runbook
 from tests.ebpf import test_dns, test_drops, test_tcp, test_traffic
 from tests.ebpf.counting import Counted
 from tests.kernels import machine

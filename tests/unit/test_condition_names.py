@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from retina_runner.errors import DocumentError
-from retina_runner.runbook import load_runbook, parse_runbook
+from retina_runner.runbook_reading import load_runbook, parse_runbook
 from tests.lab import REPOSITORY
 
 BOOK = """name: watch

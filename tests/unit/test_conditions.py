@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from retina_runner.agent.conditions import ConditionError, Measured, Unknown, holds, parse
 from retina_runner.agent.counters import COUNTER, GAUGE, Snapshot
 from retina_runner.errors import DocumentError
-from retina_runner.runbook import load_runbook
+from retina_runner.runbook_reading import load_runbook
 
 
 def snapshot(errors: int, eth0: int, eth1: int) -> Snapshot:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from retina_runner.errors import DocumentError
-from retina_runner.runbook import load_runbook
+from retina_runner.runbook_reading import load_runbook
 from tests.lab import REPOSITORY
 
 EXAMPLE = REPOSITORY / "runbooks" / "plugins"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from retina_runner.cli.arguments import VERBS, parser, with_verb
-from retina_runner.runbook import parse_runbook
+from retina_runner.runbook_reading import parse_runbook
 
 TOP = Path(__file__).parents[2]
 PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]

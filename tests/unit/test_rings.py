@@ -6,7 +6,7 @@ import pytest
 
 from retina_runner.errors import DocumentError
 from retina_runner.rings import most_bytes
-from retina_runner.runbook import parse_runbook
+from retina_runner.runbook_reading import parse_runbook
 
 BOOK = """name: ring
 %s

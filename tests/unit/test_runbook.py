@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from retina_runner.errors import DocumentError, UsageError
-from retina_runner.runbook import Runbook, load_runbook, parse_runbook
+from retina_runner.runbook import Runbook
+from retina_runner.runbook_reading import load_runbook, parse_runbook
 
 CANARY = "canary-5e1f0d"
 

@@ -8,7 +8,7 @@ import pytest
 
 from retina_runner import filter_compiling, filters, planning
 from retina_runner.agent import process
-from retina_runner.runbook import load_runbook
+from retina_runner.runbook_reading import load_runbook
 
 RUNBOOKS = sorted((Path(__file__).parents[2] / "runbooks").glob("*.yaml"))
 EXPECTED = {

@@ -16,7 +16,8 @@ from retina_runner import schema
 from retina_runner.cli import main
 from retina_runner.documents import parse_document
 from retina_runner.errors import DocumentError
-from retina_runner.runbook import KubernetesNodes, LocalNodes, load_runbook, parse_runbook
+from retina_runner.runbook import KubernetesNodes, LocalNodes
+from retina_runner.runbook_reading import load_runbook, parse_runbook
 from retina_runner.translate import Translated, translate
 from retina_runner.translate.metrics import UNSERVED
 from retina_runner.translate.yaml_text import lines

@@ -16,7 +16,7 @@ from retina_runner.cli import main
 from retina_runner.errors import DocumentError
 from retina_runner.report import NodeReport, RunReport, UploadReport, to_json
 from retina_runner.retention import Keep, doomed
-from retina_runner.runbook import parse_runbook
+from retina_runner.runbook_reading import parse_runbook
 from retina_runner.uploads import Grant, Item, NotStored, Parcel, alien
 from retina_runner.uploads.directory import DirectoryTarget
 from retina_runner.uploads.keys import DEFAULT_KEY, beside, fixed_part, key_of

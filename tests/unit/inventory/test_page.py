@@ -6,7 +6,8 @@ import re
 import shlex
 
 from retina_runner.cli.arguments import parser, with_verb
-from retina_runner.runbook import InventoryNodes, parse_runbook
+from retina_runner.runbook import InventoryNodes
+from retina_runner.runbook_reading import parse_runbook
 from tests.lab import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "inventory.md").read_text()

@@ -14,7 +14,7 @@ import pytest
 
 from retina_runner.documents import parse_document
 from retina_runner.executors.kubernetes import krew
-from retina_runner.runbook import load_runbook
+from retina_runner.runbook_reading import load_runbook
 from retina_runner.schedule import in_cluster
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"

@@ -15,7 +15,8 @@ from retina_runner.errors import DocumentError, UsageError
 from retina_runner.executors.kubernetes import objects
 from retina_runner.executors.kubernetes.api import Api
 from retina_runner.executors.kubernetes.choosing import STATIC_UID, choose
-from retina_runner.runbook import Runbook, parse_runbook
+from retina_runner.runbook import Runbook
+from retina_runner.runbook_reading import parse_runbook
 from retina_runner.schema import violations
 from tests.unit.kubernetes.test_choosing import OBJECTS, FakeListing, pod
 from tests.unit.kubernetes.test_objects import SETTINGS, plan, same_as_golden
