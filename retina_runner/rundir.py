@@ -17,6 +17,8 @@ from retina_runner.agent.passing import is_full
 from retina_runner.agent.workspace import Room
 from retina_runner.errors import UsageError
 
+RUNS_HINT = "`retina-run list` shows the runs below a folder"
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -82,9 +84,7 @@ class RunDirectory:
         """A run directory that is there. Raises UsageError for anything else."""
         directory = RunDirectory(path)
         if not directory.events.is_file():
-            raise UsageError(
-                f"{path}: not a run directory (it has no events.jsonl); `retina-run list` shows the runs below a folder"
-            )
+            raise UsageError(f"{path}: not a run directory (it has no events.jsonl); {RUNS_HINT}")
         return directory
 
     def plan(self, identifier: str) -> Path:
@@ -117,7 +117,7 @@ class RunDirectory:
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise UsageError(f"{self.path}: not a run directory: {error.strerror}") from None
+            raise UsageError(f"{self.path}: not a run directory: {error.strerror}; {RUNS_HINT}") from None
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -95,7 +95,7 @@ def main(chosen: argparse.Namespace) -> int:
     shelves = Shelves()
     wanted = list(_of_url(chosen) if chosen.source else _of_run(Path(chosen.run), chosen.node, shelves))
     if not wanted:
-        raise UsageError("download: there is no such archive")
+        raise UsageError(_nothing(chosen))
     try:
         (folder / HIDDEN).mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -113,6 +113,16 @@ def main(chosen: argparse.Namespace) -> int:
         with suppress(OSError):
             (folder / HIDDEN).rmdir()
     return Exit.OK if not failed else Exit.SOME_FAILED if got else Exit.NONE_SUCCEEDED
+
+
+def _nothing(chosen: argparse.Namespace) -> str:
+    whose = f" of node {', '.join(chosen.node)}" if chosen.node else ""
+    if chosen.source:
+        return f"--from {chosen.source}: there is no archive{whose} below it; `retina-run report` says where a run's were stored"
+    return (
+        f"{chosen.run}: no archive{whose} was stored anywhere else; {Path(chosen.run) / 'archives'} has what came home, "
+        f"retina-run upload {chosen.run} stores it"
+    )
 
 
 @contextmanager
@@ -231,6 +241,10 @@ def _target(chosen: argparse.Namespace) -> tuple[Target, str]:
         container = f"{parts.scheme}://{parts.netloc}/" + "/".join(pieces[:depth])
         return _open("azure_blob", {"container_url": container, "ca_file": chosen.ca_file, **credential}), "/".join(
             pieces[depth:]
+        )
+    if not Path(chosen.source).is_dir():
+        raise UsageError(
+            f"--from {chosen.source}: neither a folder nor https://account/container/prefix or s3://bucket/prefix"
         )
     return _open("directory", {"path": chosen.source}), ""
 

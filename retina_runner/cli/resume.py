@@ -21,7 +21,7 @@ from retina_runner.delivery import of_record
 from retina_runner.errors import Exit, UsageError
 from retina_runner.folding import fold
 from retina_runner.report import NodeReport, RunReport, from_json
-from retina_runner.rundir import RunDirectory
+from retina_runner.rundir import RUNS_HINT, RunDirectory
 from retina_runner.targets import DEFAULT_FORKS, Adoption, Target, Terms
 
 
@@ -56,8 +56,9 @@ def open_run(path: Path) -> tuple[RunDirectory, RunReport]:
     try:
         report = from_json(json.loads(directory.summary.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(
-            f"{path}: not a run directory: neither events.jsonl nor run.json tell of one ({error})"
+            f"{path}: not a run directory: neither events.jsonl nor run.json tell of one ({why}); {RUNS_HINT}"
         ) from None
     # From here on the journal begins with what run.json knows.
     log = [{"event": "run-start", "run": report.run, "runbook": report.runbook, "runbook_sha256": report.runbook_sha256,

@@ -70,6 +70,7 @@ def _main(chosen: argparse.Namespace, deadline_s: float | None) -> int:
         print(f"shard {chosen.shard} has no node of this runbook; nothing to do")
         return Exit.OK
     runbook = resolved.runbook
+    terms = terms_of(runbook.limits, chosen, resolved.forks, len(resolved.plans))
     delivery = Delivery(
         open_places([{"kind": u.kind, "options": u.options} for u in runbook.uploads]), resolved.run, runbook.keep
     )
@@ -89,7 +90,7 @@ def _main(chosen: argparse.Namespace, deadline_s: float | None) -> int:
         sys.stdout.flush()
     if chosen.check:
         return _check(resolved, delivery)
-    return _run(resolved, chosen, delivery, deadline_s)
+    return _run(resolved, chosen, terms, delivery, deadline_s)
 
 
 def _check(resolved: Resolved, delivery: Delivery) -> int:
@@ -137,12 +138,13 @@ def _ask(resolved: Resolved, links: Links, number: int, delivery: Delivery) -> d
     return {"ok": False, "problems": [{"severity": "fatal", **trouble}]}
 
 
-def _run(resolved: Resolved, chosen: argparse.Namespace, delivery: Delivery, deadline_s: float | None = None) -> int:
+def _run(
+    resolved: Resolved, chosen: argparse.Namespace, terms: Terms, delivery: Delivery, deadline_s: float | None = None
+) -> int:
     directory = RunDirectory.create(Path(chosen.output), resolved.run, {p.id: p.text.decode() for p in resolved.plans})
     links = Links(resolved.forks, resolved.jobs)
     moves = Moves(resolved, links, directory)
     targets = [moves.target(plan, number) for number, plan in enumerate(resolved.plans)]
-    terms = terms_of(resolved.runbook.limits, chosen, resolved.forks, len(targets))
     begin = {
         "event": "run-start", "run": directory.name, "runbook": resolved.runbook.name, "runbook_sha256": resolved.runbook.sha256,
         "version": __version__, "directory": str(directory.path), "duration_s": resolved.runbook.duration_s,

@@ -1,7 +1,8 @@
-"""The first word of a command: a verb, a runbook, or a slip."""
+"""What can't be meant is told with the next step: words that are nearly verbs, options that hold no value, runs that are none."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,48 @@ def test_a_file_that_is_called_nearly_like_a_verb_is_a_runbook(
     Path("chek").write_text("nothing: here\n")
     assert main(["chek"]) == 2
     assert "chek:1:1: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--check"], []])
+@pytest.mark.parametrize(("option", "value"), [("--max-fail", "x"), ("--max-fail", "101%"), ("--fetch-rate", "x")])
+def test_a_bound_that_is_none_is_told_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], option: str, value: str
+) -> None:
+    book = tmp_path / "book.yaml"
+    book.write_text("name: book\nduration: 1s\ncaptures: [{collect: [network-state]}]\n")
+    assert main(["run", str(book), *words, option, value, "--output", str(tmp_path / "runs")]) == 2
+    assert capsys.readouterr().err.startswith(f"retina-run: {option} {value}: ")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["report"], ["resume"], ["upload"], ["cleanup"], ["download"], ["retry", "--failed"]]
+)
+def test_a_run_that_is_none_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main([*words, str(tmp_path / "nowhere")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"retina-run: {tmp_path / 'nowhere'}: not a run directory")
+    assert said.endswith("; `retina-run list` shows the runs below a folder\n")
+    assert "Errno" not in said
+
+
+def test_a_download_of_what_was_never_stored_says_where_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = {"id": "a", "node": "a", "capture": "", "executor": "local"}
+    begin = {"event": "run-start", "run": "r", "runbook": "r", "time": "2026-11-23T03:17:00.000000Z", "nodes": [node]}
+    (tmp_path / "events.jsonl").write_text(json.dumps(begin) + "\n")
+    assert main(["download", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"retina-run: {tmp_path}: no archive was stored anywhere else; {tmp_path / 'archives'} has what came home, "
+        f"retina-run upload {tmp_path} stores it\n"
+    )
+
+
+def test_what_a_download_is_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["download", "--from", "ftp://x/y"]) == 2
+    assert "--from ftp://x/y: neither a folder nor https://" in capsys.readouterr().err
+    assert main(["download", "--from", str(tmp_path), "--node", "b"]) == 2
+    assert f"--from {tmp_path}: there is no archive of node b below it; " in capsys.readouterr().err
