@@ -27,7 +27,7 @@ PEERS = {
     "retina-run --help": ["-m", "retina_runner", "--help"],
     "retina-run version": ["-m", "retina_runner", "version"],
     "retina-run check quickstart.yaml": ["-m", "retina_runner", "check", "runbooks/quickstart.yaml"],
-    AGENT: ["-I", "-c"],
+    AGENT: ["-I", "-S", "-c"],
 }
 
 

@@ -159,7 +159,7 @@ def _release(chosen: SimpleNamespace) -> int:
     if not isinstance(release.get("t0"), (int, float)) or not isinstance(release.get("reference_t0"), (int, float)):
         return _refuse("a release needs t0 and reference_t0, Unix times")
     if not workspace.release.exists():  # the first T0 stands: a repeated release changes nothing
-        write_whole(workspace.release, release)
+        write_whole(workspace.release, release, sync=False)
     _say({"ok": True, "alive": workspace.alive()})
     return 0
 

@@ -15,7 +15,7 @@ GONE = 3
 READ_BYTES = 1 << 20
 POLL_S, LOOK_S = 0.05, 0.5
 """How often the journal is looked at where nothing tells of a change; and where something does, in case that it doesn't."""
-IN_MODIFY, IN_CREATE = 0x2, 0x100  # inotify(7)
+IN_MODIFY, IN_MOVED_TO, IN_CREATE = 0x2, 0x80, 0x100  # inotify(7)
 
 Wait = Callable[[float, Tuple[int, ...]], bool]
 """Wait so long, or until one of these descriptors can be read; whether there is reason to stop."""
@@ -24,7 +24,7 @@ Wait = Callable[[float, Tuple[int, ...]], bool]
 def follow(workspace: Workspace, first: int, follow_s: float, write: Callable[[bytes], None], wait: Wait) -> int:
     """Write the events from number `first` on, and for `follow_s` seconds those that come. 0, or GONE."""
     deadline = time.monotonic() + follow_s
-    changes = _watch(workspace.directory) if follow_s else None
+    changes = watch(workspace.directory) if follow_s else None
     file: Optional[BinaryIO] = None
     number, rest, ended = 0, b"", False
     try:
@@ -51,7 +51,7 @@ def follow(workspace: Workspace, first: int, follow_s: float, write: Callable[[b
                 stop = wait(min(POLL_S, left), ())
             else:
                 stop = wait(min(LOOK_S, left), (changes,))
-                _drain(changes)
+                drain(changes)
             if stop:
                 return 0
     finally:
@@ -61,7 +61,7 @@ def follow(workspace: Workspace, first: int, follow_s: float, write: Callable[[b
             os.close(changes)
 
 
-def _watch(directory: Path) -> Optional[int]:
+def watch(directory: Path) -> Optional[int]:
     """A descriptor that can be read when a file in the directory has changed; None where the kernel gives none."""
     try:
         library = ctypes.CDLL(None)
@@ -70,13 +70,14 @@ def _watch(directory: Path) -> Optional[int]:
         return None
     if descriptor < 0:
         return None
-    if library.inotify_add_watch(descriptor, os.fsencode(directory), IN_MODIFY | IN_CREATE) < 0:
+    if library.inotify_add_watch(descriptor, os.fsencode(directory), IN_MODIFY | IN_MOVED_TO | IN_CREATE) < 0:
         os.close(descriptor)
         return None
     return descriptor
 
 
-def _drain(changes: int) -> None:
+def drain(changes: int) -> None:
+    """Read what a watch has told, so that it can be waited for the next."""
     try:
         os.read(changes, 1 << 16)
     except BlockingIOError:

@@ -14,11 +14,16 @@ is compressed piece by piece; the front has room that the manifest fills at the 
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from typing import Any, Callable, List, Optional
 
 from retina_runner.agent import process
 
+if sys.flags.no_site and "site" not in sys.modules:
+    import site  # the interpreter began without it (executors/bootstrap.py); this is imported in the window, as a rule
+
+    site.main()
 try:
     from isal import isal_zlib as _deflate  # several times faster where it is installed; same format
 except ImportError:

@@ -12,19 +12,23 @@ import os
 import select
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import IO, Callable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import IO, TYPE_CHECKING, Callable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from retina_runner.agent.records import dataclass
+
+if TYPE_CHECKING:
+    import subprocess
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where node tools are looked for: an SSH or cron session's PATH often lacks the sbin directories."""
 
 OUTPUT_LIMIT_BYTES = 16 << 20
 KILL_GRACE_S = 2.0
+NOTHING = -3
+"""subprocess.DEVNULL. That module is imported by whoever starts something: most nodes begin to do so after T0."""
 
 
 class MissingTool(Exception):
@@ -95,13 +99,15 @@ def guarded(argv: Sequence[str]) -> List[str]:
 def spawn(
     argv: Sequence[str],
     *,
-    stdin: Union[int, IO[bytes]] = subprocess.DEVNULL,
-    stdout: Union[int, IO[bytes]] = subprocess.DEVNULL,
-    stderr: Union[int, IO[bytes]] = subprocess.DEVNULL,
+    stdin: Union[int, IO[bytes]] = NOTHING,
+    stdout: Union[int, IO[bytes]] = NOTHING,
+    stderr: Union[int, IO[bytes]] = NOTHING,
     cwd: Optional[Path] = None,
     env: Optional[Mapping[str, str]] = None,
 ) -> "subprocess.Popen[bytes]":
     """Start a long-lived process in its own session; end it with `end`. Raises MissingTool, OSError."""
+    import subprocess
+
     return subprocess.Popen(
         guarded(argv), stdin=stdin, stdout=stdout, stderr=stderr, cwd=cwd, env=environment(env),
         start_new_session=True, close_fds=True,
@@ -110,6 +116,8 @@ def spawn(
 
 def end(process: "subprocess.Popen[bytes]", grace_s: float = KILL_GRACE_S, first: int = signal.SIGTERM) -> int:
     """Ask the process and everything in its session's group to end, then insist. Idempotent; returns the exit status."""
+    import subprocess
+
     if process.poll() is None:
         _signal_group(process.pid, first)
         try:
@@ -144,6 +152,8 @@ def run(
     piece by piece, in another thread, so that none of it is in memory; the Outcome has none of it then. Raises MissingTool
     when the program isn't installed, OSError when it can't be started.
     """
+    import subprocess
+
     start, begun = time.time(), time.monotonic()
     process = spawn(
         argv, stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

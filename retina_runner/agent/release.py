@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import Any, Mapping, Optional, Tuple
 
+from retina_runner.agent.following import drain, watch
 from retina_runner.agent.plan import Plan
 from retina_runner.agent.records import dataclass
 from retina_runner.agent.stopping import Abandoned, Stop
 from retina_runner.agent.workspace import Workspace
 
-POLL_S, POLL_SOON_S, SOON_S = 0.05, 0.005, 3.0
-"""How often a node that is ready looks for its T0; and how often at first, since the others are ready about then too."""
+POLL_S, LOOK_S = 0.02, 0.5
+"""How often a node that is ready looks for its T0 where nothing tells of it; and where something does, in case that it doesn't."""
 GRACE_S = 30.0
 """How much longer than the barrier's own limit an agent waits for T0 before it concludes that the runner is gone."""
 BEGIN_MARGIN_S = 0.05
@@ -57,13 +59,19 @@ def told(plan: Plan, workspace: Workspace) -> Optional[Release]:
 
 def wait(plan: Plan, workspace: Workspace, stop: Stop) -> Release:
     """Until T0 is known. Raises Abandoned on request, or when nobody can be expected to tell it any more."""
-    begun = time.monotonic()
-    deadline = begun + plan.ready_timeout_s + GRACE_S
-    while True:
-        release = told(plan, workspace)
-        if release is not None:
-            return release
-        if stop.wait(POLL_SOON_S if time.monotonic() < begun + SOON_S else POLL_S):
-            raise Abandoned(str(stop.reason))
-        if time.monotonic() > deadline:
-            raise Abandoned("no T0 came; the runner is gone")
+    deadline = time.monotonic() + plan.ready_timeout_s + GRACE_S
+    changes = watch(workspace.directory) if plan.t0 is None else None
+    try:
+        while True:
+            release = told(plan, workspace)
+            if release is not None:
+                return release
+            if stop.wait(LOOK_S if changes is not None else POLL_S, changes):
+                raise Abandoned(str(stop.reason))
+            if changes is not None:
+                drain(changes)
+            if time.monotonic() > deadline:
+                raise Abandoned("no T0 came; the runner is gone")
+    finally:
+        if changes is not None:
+            os.close(changes)

@@ -23,10 +23,13 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, List, NoReturn, Optional, Sequence, Tuple
 
-from retina_runner.agent import own_file
+from retina_runner.agent import own_file, supervisor
+from retina_runner.agent.workspace import Workspace
 
 BEAT_S = 5.0
 READ_BYTES = 1 << 18
+REMOVED_WITHIN_S = 1.0
+"""How long whoever asks hears nothing meanwhile: a fraction of a beat."""
 READING_VERBS = ("check",)
 QUICK_VERBS = ("start", "release", "freeze", "drop", "alive", "stop")
 PRELOADED = ("checks", "plan", "supervisor", "workspace", "session", "following")
@@ -84,11 +87,9 @@ class _Server:
             words, text = [verb, *request["arguments"]], request.get("stdin", "").encode()
             if verb == "events":
                 self._here(words, text, self._follow)
-            elif verb in QUICK_VERBS:
+            elif verb in QUICK_VERBS or (verb == "check" and _looks_only(text)):
                 self._here(words, text, self._main)
-            else:
-                if verb == "check":
-                    _import_for(text)
+            elif verb != "remove" or not self._removed(Path(words[1])):
                 self._fork(words, text)
 
     def _line(self) -> bytes:
@@ -109,8 +110,6 @@ class _Server:
 
     def _fetch(self, directory: str, name: str, offset: int, kept: bool = False) -> None:
         """{"bytes": n}, and n bytes; {"why": …} for an archive that can't be read. `kept`: of a shelf, not of an agent."""
-        from retina_runner.agent.workspace import Workspace
-
         folder = Path(directory) if kept else Workspace(Path(directory)).archive
         path = folder / os.path.basename(name)
         try:
@@ -143,10 +142,20 @@ class _Server:
             trouble = traceback.format_exc()[-2000:]
         self.say({"served": status, "stderr": trouble})
 
+    def _removed(self, directory: Path) -> bool:
+        """Carry `remove` out here, if that takes but a moment: as a rule the agent only lingers. False otherwise."""
+        try:
+            if not supervisor.remove(Workspace(directory), REMOVED_WITHIN_S)["removed"]:
+                return False
+        except OSError:
+            return False  # whoever does it again tells it
+        self.say({"ok": True, "removed": True})
+        self.say({"served": 0, "stderr": ""})
+        return True
+
     def _follow(self, arguments: Sequence[str]) -> int:
         """`events`, until an empty line comes in."""
         from retina_runner.agent.following import follow
-        from retina_runner.agent.workspace import Workspace
 
         directory, options = arguments[1], dict(zip(arguments[2::2], arguments[3::2]))
         workspace = Workspace(Path(directory))
@@ -216,16 +225,22 @@ class _Server:
         return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-def _import_for(plan: bytes) -> None:
-    """Import a plan's collectors here, where whoever checks the plan and whoever carries it out find them. That they are
-    needed is all there is to it: what is wrong with the plan, or with them here, is for those to say."""
+def _looks_only(plan: bytes) -> bool:
+    """Whether checking the plan starts nothing and stays where this process is; another's check is a fork's.
+
+    Imports a plan's collectors here, where whoever checks the plan and whoever carries it out find them. What is wrong with
+    the plan, or with them here, is for those to say.
+    """
     from retina_runner.agent import collectors
 
     try:
-        for entry in json.loads(plan)["collectors"]:
-            collectors.module(entry["name"])
+        document = json.loads(plan)
+        names = {entry["name"] for entry in document["collectors"]}
+        for name in names:
+            collectors.module(name)
+        return names <= collectors.LOOKING and not document.get("pod")
     except Exception:
-        pass
+        return False
 
 
 def _reap() -> None:

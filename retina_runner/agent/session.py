@@ -147,7 +147,8 @@ class Session:
             raise Skipped(f"condition not met: {numbers}")
 
     def _await_release(self) -> None:
-        importlib.import_module("retina_runner.agent.archive")  # now: once T0 is known time is short
+        if any(member.collector.GROWS for member in self._crew):
+            importlib.import_module("retina_runner.agent.archive")  # now: once T0 is known time is short
         if self.plan.t0 is None:
             self._course.phase("waiting")
         self._release = release.wait(self.plan, self.workspace, self.stop)
@@ -162,6 +163,13 @@ class Session:
         if time.monotonic() >= self._t0_monotonic + self.plan.duration_s:
             raise Failed(f"the window was over before this node was told of it (T0 {utc(told.t0)}, now {utc()})")
         self._base = f"{self.plan.prefix}-{stamp_of(told.reference_t0)}UTC"
+        if any(member.collector.GROWS for member in self._crew):
+            self._begin_archive(told)
+        for member in self._crew:
+            member.context.arm(self._window, self._base, self._open_member, self._intervals_ns)
+        self.journal.emit("armed", t0=utc(told.t0))
+
+    def _begin_archive(self, told: Release) -> None:
         from retina_runner.agent.archive import ArchiveWriter
 
         framing = self._framing()
@@ -170,9 +178,10 @@ class Session:
             self._writer = ArchiveWriter(path, self._base, mtime=told.reference_t0, framing=framing)
         except OSError as error:
             raise Failed(f"no archive can be begun in {path.parent}: {error.strerror}", "free some space") from error
-        for member in self._crew:
-            member.context.arm(self._window, self._base, self._writer.open_member, self._intervals_ns)
-        self.journal.emit("armed", t0=utc(told.t0))
+
+    def _open_member(self, path: str) -> Any:
+        assert self._writer is not None, "only who says that it grows may ask before the window"
+        return self._writer.open_member(path)
 
     def _warn(self, why: str) -> None:
         self.record.warnings.append(why)
@@ -222,6 +231,9 @@ class Session:
         self.stop.wait(SETTLED_S)
         self._course.tell("capturing")
         self.journal.emit("window", t0=utc(self._window.t0), late_s=round(self._late_s, 6), opened_s=round(opened_s, 6))
+        if self._writer is None:  # nobody needed it so far, and before T0 it would have kept other nodes waiting
+            assert self._release is not None
+            self._begin_archive(self._release)
         watch = bounds.Watch(
             self.plan.bounds, self.workspace.directory, self.workspace.size_bytes, self._tick, self._exceeded
         )

@@ -47,11 +47,15 @@ class Stop:
     def reason(self) -> Optional[str]:
         return self._reason
 
-    def wait(self, seconds: float) -> bool:
-        """Sleep until then or until a request; whether there is one."""
+    def wait(self, seconds: float, other: Optional[int] = None) -> bool:
+        """Sleep until then, until the descriptor `other` can be read, or until a request; whether there is one."""
         until = time.monotonic() + seconds
+        descriptors = [self._read] if other is None else [self._read, other]
         while self._reason is None and (left := until - time.monotonic()) > 0:
-            if select.select([self._read], [], [], left)[0] and self._reason is None:
+            ready = select.select(descriptors, [], [], left)[0]
+            if ready and self._read not in ready:
+                break
+            if ready and self._reason is None:
                 # A signal whose handler has yet to run, in the main thread: which must wake, so no other takes its byte.
                 if threading.current_thread() is threading.main_thread():
                     os.read(self._read, 1)

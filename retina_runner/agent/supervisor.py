@@ -55,7 +55,7 @@ def launch(workspace: Workspace, plan: Plan, plan_text: bytes) -> Dict[str, obje
     if pid == 0:
         _become_supervisor(workspace, plan)  # never returns
     os.close(lock)
-    write_whole(workspace.pid, {"pid": pid, "start": start_ticks(pid)})
+    write_whole(workspace.pid, {"pid": pid, "start": start_ticks(pid)}, sync=False)
     return {"state": "started", "directory": str(workspace.directory), "pid": pid}
 
 

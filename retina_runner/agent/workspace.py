@@ -104,14 +104,16 @@ def check_private(directory: Path) -> None:
         raise UnsafeDirectory(f"{directory} may be written by others (mode {stat.S_IMODE(status.st_mode):04o})")
 
 
-def write_whole(path: Path, value: Any) -> None:
-    """Replace a JSON file in one step, so that a reader sees the old content or the new one."""
+def write_whole(path: Path, value: Any, sync: bool = True) -> None:
+    """Replace a JSON file in one step, so that a reader sees the old content or the new one. Without `sync` it may be lost
+    with the machine: enough for what concerns running processes only."""
     partial = path.with_name(path.name + ".part")
     descriptor = os.open(str(partial), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(str(partial), str(path))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from retina_runner.bundle import AgentBundle
 from retina_runner.executors import EXACT_S, Clock, LinkLost, LinkRefused
-from retina_runner.executors.bootstrap import LOADER, opening
+from retina_runner.executors.bootstrap import FLAGS, LOADER, opening
 from retina_runner.executors.local import answer_of
 from retina_runner.executors.served import INTERRUPT, LimitReached, Served, Stream
 
@@ -59,8 +59,7 @@ class ServedLink:
         self._bundle = agent
         self._hang_up()
         self._strange = ""
-        # Isolated: neither PYTHON* variables nor a user's site-packages can change what runs, perhaps as root.
-        channel = self._open([self._python, "-I", "-c", LOADER])
+        channel = self._open([self._python, *FLAGS, "-c", LOADER])
         self._served = served = Served(channel)
         try:
             served.send(self._first + opening(agent, self._work))

@@ -21,7 +21,7 @@ WRITTEN = 300
 @pytest.fixture(params=["told by the kernel", "looked at"])
 def workspace(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     if request.param == "looked at":
-        monkeypatch.setattr(following, "_watch", lambda directory: None)
+        monkeypatch.setattr(following, "watch", lambda directory: None)
     made = Workspace(tmp_path / "private" / "plan")
     made.create()
     made.plan.write_text("{}")

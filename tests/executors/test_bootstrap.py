@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from retina_runner.agent import own_file
+from retina_runner.agent.serve import REMOVED_WITHIN_S
+from retina_runner.agent.workspace import Workspace
 from retina_runner.bundle import AgentBundle, agent_bundle
-from retina_runner.executors.bootstrap import LOADER, opening
+from retina_runner.executors.bootstrap import FLAGS, LOADER, opening
 from retina_runner.executors.local import LocalLink
 
 
 class Bootstrapped:
-    """One `python3 -I -c LOADER` that was told what it is to find or take."""
+    """One interpreter with LOADER that was told what it is to find or take."""
 
     def __init__(self, agent: AgentBundle, work: Path):
         self._agent = agent
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-c", LOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, *FLAGS, "-c", LOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self._send(opening(agent, str(work)))
         self.had = self._line()["agent"]["have"]
@@ -43,9 +47,9 @@ class Bootstrapped:
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
 
-    def take(self) -> None:
+    def take(self, ready: bool = True) -> None:
         self._send(self._agent.content)
-        assert self._line() == {"ready": True}
+        assert not ready or self._line() == {"ready": True}
 
     def ask(self, verb: str, *arguments: str) -> dict[str, Any]:
         """The answer of a verb, of one that has been there and is ready."""
@@ -98,6 +102,21 @@ def test_a_broken_file_of_that_name_is_replaced(tmp_path: Path) -> None:
         only.take()
         assert (work / agent.name).read_bytes() == agent.content
         assert [p.name for p in work.iterdir()] == [agent.name]
+
+
+def test_an_agent_that_takes_a_while_to_end_is_waited_for(tmp_path: Path) -> None:
+    agent, work = agent_bundle(), tmp_path / "work"
+    workspace = Workspace(work / "plan")
+    with Bootstrapped(agent, work) as only:
+        only.take(ready=False)
+        workspace.create()
+        lock = workspace.take_lock()
+        assert lock is not None
+        ending = threading.Timer(REMOVED_WITHIN_S + 1.5, os.close, (lock,))
+        ending.start()
+        assert only.ask("remove", str(workspace.directory))["removed"]
+        ending.join()
+        assert not workspace.directory.exists()
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -12,6 +12,8 @@ import pytest
 
 from retina_runner import schema
 from retina_runner.agent.ebpf import bytecode, compiling
+from retina_runner.executors.bootstrap import FLAGS
+from tests.lab import REPOSITORY
 
 SCRIPT = """
 import sys
@@ -28,6 +30,25 @@ assert invoke.__name__ == "invoke"
 def test_paramiko_is_imported_without_what_costs_half_of_it_and_that_stays_importable() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+SERVES = """
+import importlib
+from retina_runner.agent import serve
+for name in serve.PRELOADED:
+    importlib.import_module("retina_runner.agent." + name)
+late = {"_hashlib", "dataclasses", "inspect", "subprocess", "tarfile", "tempfile", "logging", "argparse", "site"}
+print(sorted(late & set(sys.modules)))
+from retina_runner.agent import framing
+import pytest
+"""
+
+
+def test_an_agent_serves_without_what_comes_after_t0_and_finds_what_is_installed_then() -> None:
+    """`pytest` stands for what makes archives smaller where a node has it: that lies beside the standard library, too."""
+    begin = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})"
+    done = subprocess.run([sys.executable, *FLAGS, "-c", begin + SERVES], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
 LOADS = """

@@ -28,6 +28,8 @@ class Collector:
     """The hooks with nothing in them. `OVERRUN_S` is how long past the end of the window `finish` has to wait."""
 
     OVERRUN_S = 0.0
+    GROWS = False
+    """Whether it writes to the archive while the window runs: otherwise there is none before T0."""
 
     def __init__(self, context: Context):
         self.context = context
@@ -71,6 +73,10 @@ CLASSES = {
     "files": "Files",
 }
 """Every collector and its class, in the order in which their hooks run; `files` last, as it may copy what others caused."""
+
+
+LOOKING = frozenset(("iptables", "network-state", "command", "files"))
+"""Those whose `problems` only looks for programs: it starts nothing, and takes as long as that."""
 
 
 def module(name: str) -> Any:

@@ -21,6 +21,7 @@ class Tcpdump(Collector):
     """All interfaces of one entry of the plan."""
 
     OVERRUN_S = 1.2
+    GROWS = True
 
     def __init__(self, context: Context):
         super().__init__(context)
