@@ -10,7 +10,6 @@ milliseconds of all processes there by step, median (and minimum) of the rounds.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -25,7 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.fleet import WINDOW_S, Counted
+from fleet import WINDOW_S, Counted
+
 from retina_runner import planning
 from retina_runner.bundle import AgentBundle, agent_bundle
 from retina_runner.executors.bootstrap import FLAGS, LOADER, opening
@@ -172,9 +172,10 @@ def main() -> None:
     try:
         if counted.seconds() is None:
             raise SystemExit("there is no cgroup to count CPU in: it takes root")
-        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            Path("node.yaml").write_text(RUNBOOK)
-            runbook = load_runbook("node.yaml")
+        with tempfile.TemporaryDirectory() as folder:
+            written = Path(folder, "node.yaml")
+            written.write_text(RUNBOOK)
+            runbook = load_runbook(str(written))
         agent = agent_bundle()
         places = {runbook.captures[0].name: [planning.Place("n1", "local")]}
         (plan,) = planning.build(runbook, places, "node-20261128000000UTC", agent)

@@ -16,7 +16,7 @@ from retina_runner.cli.resume import is_runner, open_run, refuse_running
 from retina_runner.errors import Exit, UsageError
 from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.executors.kubernetes.api import Denied
-from retina_runner.executors.kubernetes.link import PodReach
+from retina_runner.executors.kubernetes.reach import PodReach
 from retina_runner.executors.local import default_work_directory
 from retina_runner.report import RunReport
 from retina_runner.rundir import RunDirectory

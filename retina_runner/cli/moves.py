@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from retina_runner import bytecode, planning
 from retina_runner.cli.pods import Pods, chosen_of, places_of
 from retina_runner.cli.resolve import Choices, Links, Places, Resolved, directory_of, work_directory_of
 from retina_runner.errors import DocumentError, UsageError
-from retina_runner.executors.kubernetes.choosing import Selected
 from retina_runner.moving import Changes
 from retina_runner.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from retina_runner.executors.kubernetes.choosing import Selected
 from retina_runner.targets import Target
 
 SETTLE_S, SETTLE_POLL_S = 10.0, 0.5

@@ -16,7 +16,7 @@ from retina_runner.cli.resolve import Resolved, host_shelves, resolve, work_dire
 from retina_runner.delivery import open_places
 from retina_runner.errors import Exit, UsageError
 from retina_runner.executors.kubernetes import standalone
-from retina_runner.executors.kubernetes.link import PodReach
+from retina_runner.executors.kubernetes.reach import PodReach
 from retina_runner.units import format_size
 
 

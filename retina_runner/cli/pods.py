@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retina_runner import planning
 from retina_runner.bundle import AgentBundle
 from retina_runner.errors import DocumentError, UsageError
-from retina_runner.executors.kubernetes import choosing, objects
-from retina_runner.executors.kubernetes.link import PodReach, reach_of
+from retina_runner.executors.kubernetes import objects
+from retina_runner.executors.kubernetes.reach import PodReach, reach_of
 from retina_runner.inventory.connection import Connection, connection_of
 from retina_runner.runbook import Capture, KubernetesNodes, Runbook
+
+if TYPE_CHECKING:
+    # Imported where a cluster is asked: that takes a run elsewhere a tenth of its start.
+    from retina_runner.executors.kubernetes import choosing
 
 Reach = Connection | PodReach
 
@@ -31,6 +35,8 @@ class Pods:
 
     def places(self, runbook: Runbook, capture: Capture, nodes: KubernetesNodes) -> list[planning.Place]:
         """The capture's nodes; asks the cluster. Raises DocumentError."""
+        from retina_runner.executors.kubernetes import choosing
+
         try:
             selected = choosing.select(nodes.selection)
         except UsageError as error:
@@ -57,6 +63,8 @@ class Pods:
 
     def again(self, capture: str) -> choosing.Selected:
         """Choose a capture's pods once more; none is an answer too. Raises UsageError. `accept` makes it what is known."""
+        from retina_runner.executors.kubernetes import choosing
+
         known = self._selected[capture]
         try:
             found = choosing.select(self.moving[capture])

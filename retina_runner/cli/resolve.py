@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retina_runner import naming, planning, shards
 from retina_runner.bundle import AgentBundle, agent_bundle
@@ -20,14 +20,15 @@ from retina_runner.errors import DocumentError, Problem, UsageError
 from retina_runner.executors import Link
 from retina_runner.executors.entered import CONNECTORS as ENTERED
 from retina_runner.executors.entered import EnteredLink
-from retina_runner.executors.kubernetes import standalone
-from retina_runner.executors.kubernetes.link import PodLink, PodReach
 from retina_runner.executors.kubernetes.objects import WORK_DIRECTORY
-from retina_runner.executors.kubernetes.session import Session
+from retina_runner.executors.kubernetes.reach import PodReach
 from retina_runner.executors.local import LocalLink, default_work_directory
 from retina_runner.runbook import Capture, KubernetesNodes, LocalNodes, Runbook
 from retina_runner.runbook_reading import load_runbook
 from retina_runner.targets import DEFAULT_FORKS
+
+if TYPE_CHECKING:
+    from retina_runner.executors.kubernetes.session import Session
 
 Places = dict[str, list[planning.Place]]
 
@@ -128,6 +129,8 @@ def _of_content(
     runbook: Runbook, places: Mapping[str, Sequence[planning.Place]], pods: Pods, agent: AgentBundle, run_id: str
 ) -> tuple[str, str]:
     """Run and token of manifests: of what they will hold and nothing else, so that the same is printed again."""
+    from retina_runner.executors.kubernetes import standalone
+
     plans = planning.build(runbook, places, runbook.name, agent)
     pods.reach(plans, "", agent)
     token = standalone.token(run_id, pods.jobs.values(), (p.document for p in plans), host_shelves(runbook))
@@ -184,6 +187,8 @@ class Links:
         if reach is None:
             return LocalLink(work_directory)
         if isinstance(reach, PodReach):
+            from retina_runner.executors.kubernetes.link import PodLink
+
             return PodLink(self.session(reach), reach, self._jobs.get(reach.job))
         if reach.connector in ENTERED:
             return EnteredLink(reach, work_directory)
@@ -196,6 +201,8 @@ class Links:
 
     def session(self, reach: PodReach) -> Session:
         """What the pods of one run share in one cluster. Raises UsageError."""
+        from retina_runner.executors.kubernetes.session import Session
+
         key = (reach.kubeconfig, reach.context, reach.token)
         with self._lock:
             if key not in self._sessions:

@@ -19,7 +19,7 @@ from retina_runner.cli.resume import open_run, refuse_running, target_of, terms_
 from retina_runner.cli.run import Conduct, conduct
 from retina_runner.delivery import as_record, of_record
 from retina_runner.errors import Exit, UsageError
-from retina_runner.executors.kubernetes.link import PodReach
+from retina_runner.executors.kubernetes.reach import PodReach
 from retina_runner.rundir import RunDirectory
 
 

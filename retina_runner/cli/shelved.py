@@ -18,7 +18,7 @@ from retina_runner.bundle import agent_bundle
 from retina_runner.cli.pods import reach_from, settings_from
 from retina_runner.cli.resolve import Links
 from retina_runner.executors import LinkLost, LinkRefused
-from retina_runner.executors.kubernetes.link import PodReach
+from retina_runner.executors.kubernetes.reach import PodReach
 from retina_runner.executors.kubernetes.reading import Reader, Shelf
 from retina_runner.executors.serving import ServedLink
 from retina_runner.fetching import Throttle, fetch

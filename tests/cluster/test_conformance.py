@@ -9,7 +9,8 @@ import pytest
 
 from retina_runner.bundle import agent_bundle
 from retina_runner.executors.kubernetes import objects
-from retina_runner.executors.kubernetes.link import PodLink, PodReach
+from retina_runner.executors.kubernetes.link import PodLink
+from retina_runner.executors.kubernetes.reach import PodReach
 from retina_runner.executors.kubernetes.session import Session
 from tests.cluster.api import Api
 from tests.executors.conformance import Bench, Conformance, plan_of

@@ -32,6 +32,19 @@ def test_paramiko_is_imported_without_what_costs_half_of_it_and_that_stays_impor
     assert done.returncode == 0, done.stderr
 
 
+RUNS = """
+import sys
+import retina_runner.cli.run
+print(sorted(m for m in sys.modules if m.startswith("retina_runner.executors.kubernetes.")))
+"""
+
+
+def test_a_run_elsewhere_imports_nothing_that_asks_a_cluster() -> None:
+    done = subprocess.run([sys.executable, "-c", RUNS], capture_output=True, text=True, check=True)
+    names = ("objects", "reach")
+    assert done.stdout == f"{[f'retina_runner.executors.kubernetes.{name}' for name in names]}\n"
+
+
 SERVES = """
 import importlib
 from retina_runner.agent import serve

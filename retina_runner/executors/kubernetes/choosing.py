@@ -18,8 +18,8 @@ from retina_runner.errors import UsageError
 from retina_runner.executors import LinkLost
 from retina_runner.executors.kubernetes import kubeconfig
 from retina_runner.executors.kubernetes.api import Api, Denied, NoCredential
-from retina_runner.executors.kubernetes.link import PodReach
 from retina_runner.executors.kubernetes.objects import JobSettings, job_name, names, pairs
+from retina_runner.executors.kubernetes.reach import PodReach
 from retina_runner.label_selectors import SelectorError, read
 
 OWNERS = {

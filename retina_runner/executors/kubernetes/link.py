@@ -6,13 +6,13 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
 from retina_runner.bundle import AgentBundle
 from retina_runner.executors import EXACT_S, Clock, LinkLost, LinkRefused
 from retina_runner.executors.kubernetes import objects
 from retina_runner.executors.kubernetes.api import STDERR, STDOUT, Denied, Exec, Unsuccessful
+from retina_runner.executors.kubernetes.reach import PodReach
 from retina_runner.executors.kubernetes.session import Session
 from retina_runner.executors.kubernetes.waiting import (
     check_node,
@@ -27,27 +27,6 @@ from retina_runner.executors.local import answer_of
 FOLLOW_S, STALL_S, POLL_S = 20.0, 60.0, 0.2
 PINGS = 7
 GONE_S = 60.0
-
-
-@dataclass(frozen=True)
-class PodReach:
-    """What a later runner needs to get to the same pod again. `ready_timeout_s` is how long the pod may take to run."""
-
-    kubeconfig: str
-    context: str
-    namespace: str
-    job: str
-    node: str
-    token: str
-    ready_timeout_s: float = 60.0
-
-
-def reach_of(given: Mapping[str, Any]) -> PodReach | None:
-    """The inverse of dataclasses.asdict, also after JSON; None for what isn't a pod. Unknown fields are passed over."""
-    if "job" not in given:
-        return None
-    known = {f.name for f in fields(PodReach)}
-    return PodReach(**{k: v for k, v in given.items() if k in known})
 
 
 class PodLink:
