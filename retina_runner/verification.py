@@ -19,11 +19,10 @@ from typing import IO, Any
 from retina_runner import schema
 from retina_runner.agent.pcap import inspect
 from retina_runner.errors import ArchiveError
-from retina_runner.inflating import Damaged, Inflater
+from retina_runner.inflating import CHUNK_BYTES, Damaged, Inflater
 from retina_runner.naming import ARCHIVE_ENDINGS
 
 MOST_MANIFEST_BYTES = 64 << 20
-_CHUNK = 1 << 18
 _TAR_OVERHEAD = 1 << 20
 
 
@@ -69,7 +68,7 @@ def verify_archive(path: str | Path) -> Verification:
 
 def members(inflater: Inflater) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """What an archive's inflated bytes hold, in order; each is to be read before the next is asked for."""
-    with tarfile.open(fileobj=io.BufferedReader(inflater, _CHUNK), mode="r|", bufsize=512 * 20) as tar:
+    with tarfile.open(fileobj=io.BufferedReader(inflater, CHUNK_BYTES), mode="r|", bufsize=512 * 20) as tar:
         for member in tar:
             yield tar, member
 
@@ -142,7 +141,7 @@ def _check_member(
 
     def pieces() -> Iterator[bytes]:
         nonlocal size
-        while chunk := stream.read(_CHUNK):
+        while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
             size += len(chunk)
             yield chunk
@@ -177,7 +176,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 def first_manifest(chunks: Iterator[bytes]) -> dict[str, Any]:
     """As `read_manifest`, of an archive that comes in pieces; takes no more of them than that. Raises ArchiveError."""
-    with io.BufferedReader(_Pieces(chunks), _CHUNK) as file:
+    with io.BufferedReader(_Pieces(chunks), CHUNK_BYTES) as file:
         return _first(file)
 
 
@@ -239,7 +238,7 @@ def unpack(path: str | Path, into: str | Path) -> Path:
                 assert stream is not None
                 descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
                 with os.fdopen(descriptor, "wb") as out:
-                    while chunk := stream.read(_CHUNK):
+                    while chunk := stream.read(CHUNK_BYTES):
                         out.write(chunk)
     except FileExistsError as error:
         raise ArchiveError(f"{error.filename}: is there already; unpack somewhere else, or remove it") from error

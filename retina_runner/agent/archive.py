@@ -28,6 +28,8 @@ from retina_runner.agent.records import dataclass
 
 RESERVE_BYTES = 64 << 10
 _COPY_BYTES = 1 << 20
+_HASHED_BYTES = 1 << 16
+"""Larger pieces come from the kernel and go back to it, page by page: that is half as much again as the hashing."""
 _TAR_RECORD = 10240
 
 
@@ -270,7 +272,7 @@ def feed(digest: "hashlib._Hash", path: Path) -> int:
     size = 0
     with open(str(path), "rb", buffering=0) as file:
         while True:
-            chunk = file.read(_COPY_BYTES)
+            chunk = file.read(_HASHED_BYTES)
             if not chunk:
                 return size
             size += len(chunk)
