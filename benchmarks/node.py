@@ -29,7 +29,7 @@ from fleet import WINDOW_S, Counted
 from retina_runner import planning
 from retina_runner.bundle import AgentBundle, agent_bundle
 from retina_runner.executors.bootstrap import FLAGS, LOADER, opening
-from retina_runner.runbook import load_runbook
+from retina_runner.runbook_reading import load_runbook
 
 RUNBOOK = f"""
 name: node
