@@ -75,3 +75,18 @@ def test_a_proxy_command_that_fails_says_why_itself(tmp_path: Path) -> None:
     with pytest.raises((LinkLost, LinkRefused)) as caught:
         open_transport(to)
     assert "status 7: no route to the proxy" in str(caught.value)
+
+
+def test_small_requests_never_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TCP_NODELAY, as ssh(1) has it: a request behind another one waited 40 ms for that one's acknowledgement."""
+    found: list[int] = []
+
+    def look(to: Connection, sock: socket.socket, where: str) -> None:
+        found.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        sock.close()
+        raise LinkLost("seen enough")
+
+    monkeypatch.setattr("retina_runner.executors.ssh_connect.handshake", look)
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(LinkLost):
+        open_transport(Connection("h", "127.0.0.1", port=server.getsockname()[1]))
+    assert found == [1]
