@@ -36,7 +36,7 @@ from retina_runner.persistence import Persistence
 from retina_runner.targets import Adoption, Target, Terms
 from retina_runner.verification import Verification
 
-LEAD_MARGIN_S, LEAD_MOST_S = 0.05, 60.0
+LEAD_MARGIN_S, LEAD_MOST_S = 0.1, 60.0
 T0_STEPS_S = 1000
 """T0 is a whole millisecond: whoever writes it down needs no more digits."""
 AGAIN = "run the runbook again"

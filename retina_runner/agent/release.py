@@ -17,7 +17,7 @@ POLL_S, LOOK_S = 0.02, 0.5
 """How often a node that is ready looks for its T0 where nothing tells of it; and where something does, in case that it doesn't."""
 GRACE_S = 30.0
 """How much longer than the barrier's own limit an agent waits for T0 before it concludes that the runner is gone."""
-BEGIN_MARGIN_S = 0.05
+BEGIN_MARGIN_S = 0.1
 
 
 def begin_lead_s(rehearsal_s: float) -> float:
