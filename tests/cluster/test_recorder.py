@@ -102,7 +102,8 @@ def test_jobs_without_a_runner_shelve_their_own_recordings(runs: Runs, shop: Sho
     """Each node its own events, kept on its disk while the rings go on; to apply the same again changes nothing."""
     api, folder = shop.api, f"recorder-{shop.namespace}"
     runbook = tmp_path / "recorder.yaml"
-    runbook.write_text(RUNBOOK % (10, 2, shop.namespace, f"upload: [{{host_path: {{path: {folder}}}}}]\n"))
+    # Each look for an event is one more, and the last of `count` would end the Job that is looked at.
+    runbook.write_text(RUNBOOK % (10, 99, shop.namespace, f"upload: [{{host_path: {{path: {folder}}}}}]\n"))
     printed = [runs.command("plan", "--manifests", "--run-id", "night", str(runbook)) for _ in range(2)]
     assert printed[0].returncode == 0, printed[0].stderr
     assert "one window on all nodes takes a runner" in printed[0].stderr
