@@ -13,6 +13,12 @@ pytestmark = pytest.mark.root
 
 UDP_HEADERS = 8 + 20
 ETHERNET = 14
+TO_PORT = (7000).to_bytes(2, "big")
+
+
+def ours(found: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """What went to port 7000: without a filter there is also what neighbours ask each other when they like (ARP, MLD)."""
+    return [(stamp, packet) for stamp, packet in found if packet[12:14] == b"\x08\x00" and packet[36:38] == TO_PORT]
 
 
 def udp_numbers(found: list[tuple[int, bytes]], payload_at: int) -> list[int]:
@@ -37,15 +43,16 @@ captures:
     assert run.end() == 0, run.events
     archive = run.archive()
     found = archive.pcap()
-    assert sorted(udp_numbers(found, ETHERNET + UDP_HEADERS)) == list(range(1000))
+    assert sorted(udp_numbers(ours(found), ETHERNET + UDP_HEADERS)) == list(range(1000))
+    assert len(found) == 1000 or not options, "with a filter there is nothing else"
     t0_ns = int(float(run.all("t0")[0]["t0"][17:19]))
     assert {stamp // 10**9 for stamp, _ in found} <= {found[0][0] // 10**9 + n for n in range(4)}
     assert t0_ns % 60 == t0_ns
     verdict = archive.verdict(".pcap")
-    assert (verdict["verdict"], verdict["counts"]["in_window"]) == ("complete", 1000)
+    assert (verdict["verdict"], verdict["counts"]["in_window"]) == ("complete", len(found))
     assert verdict["counts"]["dropped_by_kernel"] == 0
     checked = verify_archive(archive.path)
-    assert (checked.problems, checked.packets) == ((), 1000)
+    assert (checked.problems, checked.packets) == ((), len(found))
 
 
 def test_the_window_is_cut_by_time_stamp(lab: Lab, tmp_path: Path) -> None:
