@@ -15,7 +15,8 @@ from retina_runner.errors import ArchiveError
 
 CHUNK_BYTES = 1 << 16
 """Larger pieces come from the kernel and go back to it, page by page (mallopt(3), M_MMAP_THRESHOLD): with 256 KiB an archive of
-1 MB took 5.0 ms of CPU to verify instead of 2.3."""
+1 MB takes 3.9 ms to verify instead of 1.8, by `python -m timeit -p -s "from retina_runner.verification import verify_archive"
+"verify_archive('ARCHIVE')"` with either."""
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_WINDOW_LOG_MOST = 23
 """8 MiB, what RFC 8878 recommends every decoder to allow; `zstd -1` makes 512 KiB."""

@@ -29,7 +29,8 @@ from retina_runner.agent.records import dataclass
 RESERVE_BYTES = 64 << 10
 _COPY_BYTES = 1 << 20
 _HASHED_BYTES = 1 << 16
-"""Larger pieces come from the kernel and go back to it, page by page: that is half as much again as the hashing."""
+"""Larger pieces come from the kernel and go back to it, page by page: for 1 MB 1.05 ms instead of 0.67, by `python -m timeit -p
+-s "from retina_runner.agent.archive import Path, digest_of" "digest_of(Path('FILE'))"` with either."""
 _TAR_RECORD = 10240
 
 
