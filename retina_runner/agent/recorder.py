@@ -125,6 +125,10 @@ class Recorder:
     _quiet_until: float = 0.0
     _warned: str = ""
 
+    def begin(self, counters: Snapshot) -> None:
+        """The first look, at T0: what moves from then on may be an event."""
+        self._look(time.monotonic(), counters)
+
     def run(self, until: float, wait: Callable[[float], bool], reason: Callable[[], Optional[str]]) -> None:
         """Until monotonic `until`, or until `wait` says stop, or `count` events are recorded (`done` says so then)."""
         while True:
@@ -139,7 +143,7 @@ class Recorder:
             if now >= until + LINGER_S and not busy:
                 return
             if now < until and not busy and now >= max(self._next_look, self._quiet_until):
-                self._look(now)
+                self._look(now, self.rings.counters())
             wait(STEP_S)
 
     # -- orders ------------------------------------------------------------------------------------------------------
@@ -187,8 +191,8 @@ class Recorder:
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
-    def _look(self, now: float) -> None:
-        look = _Look(now, self.rings.counters(), symptoms.rule_packets([self.terms.condition]))
+    def _look(self, now: float, counters: Snapshot) -> None:
+        look = _Look(now, counters, symptoms.rule_packets([self.terms.condition]))
         before, self._last = self._last, look
         self._next_look = now + self.terms.every_s
         self._remember(look)

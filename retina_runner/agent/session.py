@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from retina_runner.agent.archive import ArchiveWriter
     from retina_runner.agent.framing import Framing
     from retina_runner.agent.pod import Inside
+    from retina_runner.agent.recorder import Recorder
 
 SETTLED_S = 0.05
 """How long after T0 a node goes on to what isn't bound to that instant: where nodes share processors, each would keep the
@@ -49,6 +50,7 @@ class Session:
         self._clock_lock = threading.Lock()
         self._inside: Optional[Inside] = None
         self._release: Optional[Release] = None
+        self._recorder: Optional[Recorder] = None
         self._base = ""
         self._writer: Optional[ArchiveWriter] = None
         self._window: Optional[Window] = None
@@ -163,7 +165,10 @@ class Session:
         if time.monotonic() >= self._t0_monotonic + self.plan.duration_s:
             raise Failed(f"the window was over before this node was told of it (T0 {utc(told.t0)}, now {utc()})")
         self._base = f"{self.plan.prefix}-{stamp_of(told.reference_t0)}UTC"
-        if any(member.collector.GROWS for member in self._crew):
+        if self.plan.document.get("trigger"):
+            self._begin_archive(told)
+            self._recorder = self._new_recorder(told)
+        elif any(member.collector.GROWS for member in self._crew):
             self._begin_archive(told)
         for member in self._crew:
             member.context.arm(self._window, self._base, self._open_member, self._intervals_ns)
@@ -227,6 +232,10 @@ class Session:
         opened_s = max(0.0, time.monotonic() - self._t0_monotonic)
         self._late_s = max(0.0, armed - self._t0_monotonic)
         self._looks.look()
+        if self._recorder is not None:
+            self._recorder.begin(
+                self._looks.counters(())
+            )  # of metrics there is none yet: they count from T0 by themselves
         self._course.begin("capturing")
         self.stop.wait(SETTLED_S)
         self._course.tell("capturing")
@@ -240,21 +249,18 @@ class Session:
         watch.start()
         self._course.ask_host(self.stop.wait)
         try:
-            if self.plan.document.get("trigger"):
-                self._watch_for_trigger()
+            if self._recorder is not None:
+                self._watch_for_trigger(self._recorder)
             elif self.stop.wait(self._t0_monotonic + self.plan.duration_s - time.monotonic()):
                 self._cut_short()
         finally:
             watch.stop()
             self._intervals_ns()  # a last look at the clock, while the window's packets are still being read
 
-    def _watch_for_trigger(self) -> None:
-        """The flight recorder's window: it ends when its time is over and nothing is pending, or after so many events."""
+    def _new_recorder(self, told: Release) -> Recorder:
         from retina_runner.agent.recorder import Recorder, Rings, Terms
         from retina_runner.agent.recording import Recordings
 
-        assert self._window is not None
-        assert self._release is not None
         assert self._writer is not None
 
         def protect(on: bool) -> None:
@@ -263,10 +269,13 @@ class Session:
 
         terms = Terms.of(self.plan.document["trigger"])
         recordings = Recordings(self.workspace, self._crew, self._course, self._writer.framing, self.journal.emit)
-        recorder = Recorder(
+        return Recorder(
             terms, self.plan.node, self.workspace.orders, self.journal.emit,
-            Rings(protect, recordings.record, lambda: self._looks.counters([terms.condition]), self._release.offset),
+            Rings(protect, recordings.record, lambda: self._looks.counters([terms.condition]), told.offset),
         )  # fmt: skip
+
+    def _watch_for_trigger(self, recorder: Recorder) -> None:
+        """The flight recorder's window: it ends when its time is over and nothing is pending, or after so many events."""
         recorder.run(self._t0_monotonic + self.plan.duration_s, self.stop.wait, lambda: self.stop.reason)
         self._done = recorder.done
         if self.stop.reason is not None:
