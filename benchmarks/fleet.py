@@ -9,6 +9,7 @@ retina-run it is a runbook with one command, and it checks the node, compares cl
 writes its records besides. The others run a script of a few lines with no barrier, no check and no digest:
 
     asyncssh      a connection a node, all at once: upload by cat, one command, download by cat (the floor)
+    same-job      benchmarks/same_job.py: asyncssh, with check, clocks, one T0, a detached process, .tar.gz, SHA-256
     parallel-ssh  its ParallelSSHClient: copy_file, run_command, copy_remote_file
     pyinfra       its CLI with a deploy of files.put, server.shell, files.get
     ansible       ansible-playbook, pipelining, forks = nodes: copy, command, fetch, file
@@ -55,7 +56,13 @@ with open(sys.argv[1], "wb") as file:
 print(begun)
 """
 PADDING = "#" * 100_000
-PEERS = {"asyncssh": "asyncssh", "parallel-ssh": "parallel-ssh", "pyinfra": "pyinfra>=3.10", "ansible": "ansible-core"}
+PEERS = {
+    "asyncssh": "asyncssh",
+    "same-job": "asyncssh",
+    "parallel-ssh": "parallel-ssh",
+    "pyinfra": "pyinfra>=3.10",
+    "ansible": "ansible-core",
+}
 
 ASYNCSSH = """
 import asyncio, asyncssh, json, sys
@@ -222,6 +229,16 @@ class Bench:
     def asyncssh(self, count: int) -> Cost:
         return self._script(count, "asyncssh", ASYNCSSH)
 
+    def same_job(self, count: int) -> Cost:
+        with self.out() as out:
+            words = [self.hosts(count), str(self.fleet.key), str(self.fleet.known_hosts), str(out), WINDOW_S]
+            script = str(Path(__file__).with_name("same_job.py"))
+            python = str(self.peers / "bin" / "python")
+            wall, cpu, rss, said = measured(self.fleet, [python, script, json.dumps(words)], out, {})
+            assert len(list(out.glob("*.tar.gz"))) == count
+            begun = json.loads(said.splitlines()[-1])
+            return Cost(wall - WINDOW_S, cpu, rss, max(begun) - min(begun))
+
     def parallel_ssh(self, count: int) -> Cost:
         return self._script(count, "parallel-ssh", PSSH)
 
@@ -286,7 +303,7 @@ def install(folder: Path, names: list[str]) -> list[str]:
 
 def compare(bench: Bench, counts: list[int], tools: list[str], rounds: int, counted: Counted) -> None:
     calls: dict[str, Callable[[int], Cost]] = {
-        "retina-run": bench.retina_run, "asyncssh": bench.asyncssh, "parallel-ssh": bench.parallel_ssh,
+        "retina-run": bench.retina_run, "asyncssh": bench.asyncssh, "same-job": bench.same_job, "parallel-ssh": bench.parallel_ssh,
         "pyinfra": bench.pyinfra, "ansible": bench.ansible,
     }  # fmt: skip
     for count in counts:
@@ -323,7 +340,7 @@ def compare(bench: Bench, counts: list[int], tools: list[str], rounds: int, coun
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2 nodes, one round, the floor only")
+    parser.add_argument("--quick", action="store_true", help="2 nodes, one round, the floor and the same job only")
     parser.add_argument("--nodes", default="1,20,100")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="")
@@ -332,7 +349,7 @@ def main() -> None:
     chosen = parser.parse_args()
     counts = [2] if chosen.quick else [int(n) for n in chosen.nodes.split(",")]
     rounds = 1 if chosen.quick else chosen.rounds
-    names = ["asyncssh"] if chosen.quick else list(PEERS)
+    names = ["asyncssh", "same-job"] if chosen.quick else list(PEERS)
     if chosen.only:
         names = [n for n in names if n in chosen.only.split(",")]
     folder = Path(tempfile.mkdtemp(prefix="fleet-benchmark-"))
