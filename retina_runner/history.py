@@ -28,7 +28,8 @@ class Entry:
     @property
     def past(self) -> Past:
         pinned = "pinned by a file in it" if (self.path / PIN).exists() else ""
-        return Past(self.path.name, began(self.report), size_bytes(self.path), pinned or open_ends(self.report))
+        empty = not any(n.archive for n in self.report.nodes)
+        return Past(self.path.name, began(self.report), size_bytes(self.path), pinned or open_ends(self.report), empty)
 
 
 def entries(folder: Path) -> tuple[Entry, ...]:

@@ -42,7 +42,7 @@ def read(
             program = folder / given
             source = _text(document, at, program, "a BPF program in C", problems)
             beside = program.with_suffix(".json")
-            text = _text(document, at, beside, "the program's description, see metrics.md", problems)
+            text = _text(document, at, beside, "the program's description, see docs/own-plugins.md", problems)
             if source is not None and text is not None:
                 description, wrong = _description(beside, text, source)
                 problems += wrong

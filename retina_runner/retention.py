@@ -2,7 +2,9 @@
 
 Never: a run that is pinned, one that isn't over (it runs, or its runner died and its agents may still hold what they
 collected), one whose archives aren't where the runbook wants them, and the newest of all. Those that stay count
-against `bytes`, since a disk doesn't ask why; against `runs` only those do that nothing protects.
+against `bytes`, since a disk doesn't ask why; against `runs` only those do that nothing protects. Runs with and without
+an archive are counted apart, and the newest of each stays: a condition that is looked at every five minutes, or a store that
+refuses all of a night, would push out the one run that has the evidence.
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ class Keep:
 
 @dataclass(frozen=True)
 class Past:
-    """One run that there is. `began` is Unix time; `guard` says why it must stay, empty if nothing says so."""
+    """One run that there is. `began` is Unix time; `guard` says why it must stay, empty if nothing says so; `empty`: it
+    has no archive."""
 
     name: str
     began: float
     size_bytes: int
     guard: str = ""
+    empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,15 @@ def doomed(pasts: Iterable[Past], keep: Keep, now: float) -> tuple[Doomed, ...]:
     """The runs that go, oldest first."""
     newest_first = sorted(pasts, key=lambda p: (p.began, p.name), reverse=True)
     held = sum(p.size_bytes for p in newest_first if guard(p, keep))
-    count, found = 0, []
-    for number, past in enumerate(newest_first):
+    newest = {past.empty: past for past in reversed(newest_first)}
+    count, found = {True: 0, False: 0}, []
+    for past in newest_first:
         if guard(past, keep):
             continue
         why = ""
-        if number:
-            if keep.runs is not None and count >= keep.runs:
-                why = f"more than {keep.runs} runs"
+        if past is not newest[past.empty]:
+            if keep.runs is not None and count[past.empty] >= keep.runs:
+                why = f"more than {keep.runs} runs" + (" without an archive" if past.empty else "")
             elif keep.days is not None and now - past.began > keep.days * 86400:
                 why = f"older than {keep.days} days"
             elif keep.size_bytes is not None and held + past.size_bytes > keep.size_bytes:
@@ -61,7 +66,7 @@ def doomed(pasts: Iterable[Past], keep: Keep, now: float) -> tuple[Doomed, ...]:
         if why:
             found.append(Doomed(past, why))
         else:
-            count += 1
+            count[past.empty] += 1
             held += past.size_bytes
     return tuple(reversed(found))
 

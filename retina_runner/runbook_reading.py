@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -105,7 +106,7 @@ def _made(
         fail_on_loss=whole["fail_on_loss"],
         compression=whole["compression"],
         keep=whole["keep"],
-        metrics=whole["metrics"],
+        metrics={k: os.path.abspath(folder / v) if k == "textfile" else v for k, v in whole["metrics"].items()},
         uploads=tuple(_upload(u, ("upload", i), folder) for i, u in enumerate(whole["upload"])),
         variables=known,
         sha256=hashlib.sha256(document.text.encode()).hexdigest(),
@@ -203,10 +204,15 @@ def _upload(given: Mapping[str, Any], path: Path_, folder: Path) -> Upload:
     ((kind, options),) = given.items()
     if kind == "directory":
         options = {"path": options} if isinstance(options, str) else options
-        options = {**options, "path": str(folder / options["path"])}
+        # Absolute, as the run's record keeps it: `retina-run upload` may be called from anywhere.
+        options = {**options, "path": os.path.abspath(folder / options["path"])}
     if kind == "host_path":
         options = {**options, "keep_s": options.get("keep_for")}
     if options.get("ca_file"):
-        options = {**options, "ca_file": str(folder / Path(options["ca_file"]).expanduser())}
+        options = {**options, "ca_file": os.path.abspath(folder / Path(options["ca_file"]).expanduser())}
+    for name in ("credential", "proxy"):
+        kind_of, _, rest = str(options.get(name) or "").partition(":")
+        if kind_of == "file" and rest:
+            options = {**options, name: f"file:{os.path.abspath(folder / Path(rest).expanduser())}"}
     retention = _retention(options.get("retention"))
     return Upload(kind, {k: v for k, v in options.items() if k != "retention"}, (*path, kind), retention)

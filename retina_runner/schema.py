@@ -148,7 +148,8 @@ def _problem(document: Document, error: ValidationError, at: Path_) -> Problem:
         case "maxItems" | "maxLength" | "maxProperties":
             return document.problem(path, f"is longer than {error.validator_value}")
         case "minLength":
-            return document.problem(path, "is empty", hint)
+            short = f"is shorter than {error.validator_value} characters"
+            return document.problem(path, short if value else "is empty", hint)
         case "uniqueItems":
             return document.problem(path, "holds the same entry twice")
         case "anyOf" | "oneOf":

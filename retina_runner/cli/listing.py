@@ -75,4 +75,5 @@ def _where(entry: history.Entry) -> str:
     if not any(n.archive for n in entry.report.nodes):
         return "-"
     targets = dict.fromkeys(u.target for n in entry.report.nodes for u in n.uploads if u.state == "stored")
-    return ", ".join([f"{entry.path}/archives", *targets])
+    here = entry.path / "archives"
+    return ", ".join([*([str(here)] if any(here.glob("*.tar*")) else []), *targets])

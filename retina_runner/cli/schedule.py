@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from retina_runner.errors import Exit, UsageError
-from retina_runner.runbook import KubernetesNodes, Runbook
+from retina_runner.runbook import KubernetesNodes, LocalNodes, Runbook
 from retina_runner.runbook_reading import load_runbook
-from retina_runner.schedule import Schedule, crontab, installed, systemd
+from retina_runner.schedule import FLEET_TASKS, TASKS, Schedule, crontab, installed, systemd
 from retina_runner.schedule.cron import parse_cron
 from retina_runner.units import parse_duration, parse_size
 
@@ -26,6 +26,7 @@ def main(chosen: argparse.Namespace) -> int:
     if chosen.kind in ("exporter", "daemonset"):
         return _always_on(chosen, runbook)
     schedule = _schedule(chosen, runbook)
+    _tell_secrets(chosen, runbook, schedule)
     if chosen.kind == "cronjob":
         if chosen.install:
             raise UsageError(
@@ -110,6 +111,12 @@ def _schedule(chosen: argparse.Namespace, runbook: Runbook) -> Schedule:
     cluster = chosen.kind in ("cronjob", "daemonset")
     arguments = [word for e in chosen.extra_vars for word in ("-e", _absolute_file(e))]
     unit = Schedule(runbook.name, "", cron, "UTC", "", "", (), "").unit
+    folders = tuple(str(Path(str(u.options["path"])).resolve()) for u in runbook.uploads if u.kind == "directory")
+    shelves = tuple(str(u.options["base"]) for u in runbook.uploads if u.kind == "host_path")
+    textfiles = (runbook.metrics["textfile"],) if "textfile" in runbook.metrics else ()
+    here = all(isinstance(c.nodes, LocalNodes) for c in runbook.captures)
+    references = (str(u.options.get(k) or "") for u in runbook.uploads for k in ("credential", "proxy"))
+    secrets = tuple(dict.fromkeys(r.partition(":")[2] for r in references if r.startswith("env:")))
     return Schedule(
         name=runbook.name,
         summary=runbook.summary,
@@ -119,13 +126,39 @@ def _schedule(chosen: argparse.Namespace, runbook: Runbook) -> Schedule:
         runbook="/etc/retina-run/runbook.yaml" if cluster else str(Path(chosen.runbook).resolve()),
         arguments=tuple(arguments),
         folder="/work" if cluster else f"/var/lib/{unit}",
-        writable=tuple(str(Path(str(u.options["path"])).resolve()) for u in runbook.uploads if u.kind == "directory"),
+        writable=(*folders, *shelves, *textfiles),
+        made=(*folders, *(() if all(isinstance(c.nodes, KubernetesNodes) for c in runbook.captures) else shelves)),
+        # Inventories, too, name secrets as env:NAME.
+        environment=f"/etc/retina-run/{runbook.name}.env" if secrets or not here else "",
+        secrets=secrets,
+        tasks=TASKS if here else FLEET_TASKS,
         cpu_percent=chosen.cpu,
         memory_bytes=memory,
         jitter_s=jitter_s,
         deadline_s=deadline_s,
         tunables=any(e.name == "ebpf" for c in runbook.captures for e in c.collect),
     )
+
+
+def _tell_secrets(chosen: argparse.Namespace, runbook: Runbook, schedule: Schedule) -> None:
+    """On stderr, where the runs will look for the secrets that the runbook refers to: whoever starts them has none."""
+    if schedule.secrets:
+        names = ", ".join(schedule.secrets)
+        where = (
+            f"keys of a Secret {schedule.unit} in the namespace {chosen.namespace}"
+            if chosen.kind == "cronjob"
+            else f"lines NAME='value' of {schedule.environment}, which only root may read"
+        )
+        print(f"retina-run: {chosen.runbook}: its secrets ({names}) are to be {where}", file=sys.stderr)
+    if chosen.kind == "cronjob":
+        files = [
+            str(u.options[k]) for u in runbook.uploads for k in ("credential", "proxy", "ca_file") if u.options.get(k)
+        ]
+        missing = ", ".join(f for f in files if f.startswith(("file:", "/")))
+        if missing:
+            print(
+                f"retina-run: {chosen.runbook}: not in the pod, unless you mount it there: {missing}", file=sys.stderr
+            )
 
 
 def _absolute_file(extra: str) -> str:

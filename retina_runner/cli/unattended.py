@@ -103,7 +103,7 @@ def alone(folder: Path, runbook: Path) -> Iterator[str]:
 def _holder(descriptor: int) -> str:
     try:
         known = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {int(known['pid'])} since {known['since']!s:.20}"
+        return f"process {int(known['pid'])} since {known['since']!s:.19}Z"
     except (ValueError, KeyError, TypeError):
         return ""
 

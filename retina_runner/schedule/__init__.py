@@ -12,13 +12,19 @@ MARK = "Made by `retina-run schedule`"
 """The first line of every file that is written says so; nothing without it is ever replaced or removed."""
 
 
+TASKS, FLEET_TASKS = 512, 1 << 15
+"""Threads and processes of a run on this machine alone, and of one elsewhere: a node takes up to two threads of the runner."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """When a runbook is carried out, and what it may cost. Paths are absolute.
 
-    `arguments` follow `retina-run run`; `writable` are folders that the run must be able to write besides its own;
-    `cpu_percent` is of one core, `jitter_s` and `deadline_s` seconds. `tunables`: its collectors write below
-    /sys/kernel (tracing), so that it can't be made read-only for them.
+    `arguments` follow `retina-run run`; `writable` are folders that the run must be able to write besides its own, `made`
+    those of them that are made where they are missing; `environment` is a file of variables that it reads, if there is one,
+    `secrets` the variables that the runbook names as `env:NAME`. `cpu_percent` is of one core, `jitter_s` and `deadline_s`
+    seconds, `tasks` the most threads and processes. `tunables`: its collectors write below /sys/kernel (tracing), so that it
+    can't be made read-only for them.
     """
 
     name: str
@@ -30,8 +36,12 @@ class Schedule:
     arguments: tuple[str, ...]
     folder: str
     writable: tuple[str, ...] = ()
+    made: tuple[str, ...] = ()
+    environment: str = ""
+    secrets: tuple[str, ...] = ()
     cpu_percent: int = 100
     memory_bytes: int = 1 << 30
+    tasks: int = TASKS
     jitter_s: float = 0.0
     deadline_s: float | None = None
     tunables: bool = False
@@ -55,6 +65,9 @@ def crontab(schedule: Schedule) -> str:
     """A file for /etc/cron.d (crontab(5)): its own folder, mail only when there is something to say."""
     folder = shlex.quote(schedule.folder)
     line = f"mkdir -p -m 700 {folder} && cd {folder} && exec {shlex.join(schedule.command(jitter=True))}"
+    if schedule.environment:
+        file = shlex.quote(schedule.environment)
+        line = f"if [ -r {file} ]; then set -a; . {file}; set +a; fi; {line}"
     escaped = line.replace("%", "\\%")  # % is a newline to cron
     return (
         f"# {MARK} for {schedule.name}; times are this machine's own\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from retina_runner.schedule import MARK, Schedule
-from retina_runner.schedule.systemd import bounds, hardening, quoted
+from retina_runner.schedule.systemd import CACHE, bounds, hardening, quoted
 
 CAPABILITIES = ("BPF", "PERFMON", "NET_ADMIN", "NET_RAW")
 PORT = 10093
@@ -27,7 +27,8 @@ def service(schedule: Schedule, listen: str) -> str:
             "UMask=0077",
             "Restart=on-failure",
             "RestartSec=10",
-            *bounds(schedule.cpu_percent, schedule.memory_bytes),
+            *CACHE,
+            *bounds(schedule),
             # Its scratch folder goes with the service, however it ends. (A /tmp of its own could hide the runbook.)
             f"RuntimeDirectory={schedule.unit}-exporter",
             "RuntimeDirectoryMode=0700",

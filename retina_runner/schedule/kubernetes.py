@@ -75,7 +75,9 @@ def cron_object(
 
 
 def runner_pod(schedule: Schedule, unit: str, image: str, claim: str, variables: Mapping[str, str]) -> dict[str, Any]:
-    """The runner's pod. `unit` is the name of its service account and of the ConfigMap that holds `runbook.yaml`."""
+    """The runner's pod. `unit` is the name of its service account, of the ConfigMap that holds `runbook.yaml`, and of the
+    Secret that holds the variables which the runbook names.
+    """
     volume = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
     return {
         "serviceAccountName": unit,
@@ -90,7 +92,10 @@ def runner_pod(schedule: Schedule, unit: str, image: str, claim: str, variables:
                 "image": image,
                 "command": list(schedule.command(jitter=True)),
                 "workingDir": WORK,
-                "env": [{"name": k, "value": v} for k, v in {"HOME": WORK, **variables}.items()],
+                "env": [
+                    *({"name": k, "value": v} for k, v in {"HOME": WORK, **variables}.items()),
+                    *({"name": s, "valueFrom": {"secretKeyRef": {"name": unit, "key": s}}} for s in schedule.secrets),
+                ],
                 "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
                                     "capabilities": {"drop": ["ALL"]}},
                 "resources": {

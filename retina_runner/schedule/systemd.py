@@ -9,6 +9,8 @@ CAPABILITIES = (
     "CAP_SYS_RESOURCE", "CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_SYSLOG",
 )  # fmt: skip
 """Capture, rules, BPF, namespaces, everybody's sockets; tcpdump's change of user; the kernel's log. Not: modules, clock, mounts' owner."""
+CACHE = ("CacheDirectory=retina-run", "CacheDirectoryMode=0700", "Environment=XDG_CACHE_HOME=/var/cache")
+"""Compiled BPF programs and built agents, for all schedules of the machine: root's own ~/.cache is read-only to them."""
 
 
 def service(schedule: Schedule) -> str:
@@ -25,23 +27,28 @@ def service(schedule: Schedule) -> str:
             "",
             "[Service]",
             "Type=oneshot",
+            *((f"EnvironmentFile=-{_specifiers(schedule.environment)}",) if schedule.environment else ()),
+            # Before the file system is made read-only for the run: what isn't there then couldn't be written.
+            *((f"ExecStartPre=-+/bin/mkdir -p -- {' '.join(map(quoted, schedule.made))}",) if schedule.made else ()),
             f"ExecStart={command}",
             f"StateDirectory={_specifiers(schedule.folder.removeprefix('/var/lib/'))}",
             "StateDirectoryMode=0700",
             f"WorkingDirectory={_specifiers(schedule.folder)}",
+            *CACHE,
             "UMask=0077",
             "KillMode=mixed",
             "TimeoutStopSec=5min",
-            *bounds(schedule.cpu_percent, schedule.memory_bytes),
+            *bounds(schedule),
             *hardening(("/var/tmp", *schedule.writable), schedule.tunables),
             "",
         )
     )
 
 
-def bounds(cpu_percent: int, memory_bytes: int) -> tuple[str, ...]:
+def bounds(schedule: Schedule) -> tuple[str, ...]:
     """Resource limits of the runner and of its agents on this machine together (systemd.resource-control(5))."""
-    return ("Nice=10", f"CPUQuota={cpu_percent}%", f"MemoryMax={memory_bytes}", "TasksMax=512")
+    memory, tasks = f"MemoryMax={schedule.memory_bytes}", f"TasksMax={schedule.tasks}"
+    return ("Nice=10", f"CPUQuota={schedule.cpu_percent}%", memory, tasks)
 
 
 def hardening(writable: tuple[str, ...], tunables: bool) -> tuple[str, ...]:

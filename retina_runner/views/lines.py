@@ -48,6 +48,8 @@ class Lines:
         # A node that has dropped out has reached nothing, and nobody waits for it.
         ranks = [RANK.get(n.state, BETWEEN.get(n.state, -1)) for n in nodes if n.state not in OUT]
         reached, whole = min(ranks, default=-1), len(nodes)
+        if kind == "resumed":
+            self._told = reached  # by the runner that began; what is only stored anew isn't captured anew
         for rank in range(self._told + 1, reached + 1):
             name = ORDER[rank]
             count = sum(1 for r in ranks if r >= rank)

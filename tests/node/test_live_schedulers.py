@@ -25,15 +25,24 @@ captures:
 """
 
 
+# What the unit's hardening could keep from a run, each with a way of its own: see by_timer_kept.
+OUTSIDE = """
+upload:
+  - directory: /srv/evidence
+  - host_path: {path: incidents}
+metrics: {textfile: /srv/textfile}
+"""
+
+
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     with Machine(tmp_path_factory.mktemp("machine")) as made:
         yield made
 
 
-def write(machine: Machine, name: str) -> str:
+def write(machine: Machine, name: str, more: str = "") -> str:
     path = f"/etc/{name}.yaml"
-    made = machine.run("sh", "-c", f"cat > {path} <<'END'\n{BOOK.format(name=name)}\nEND")
+    made = machine.run("sh", "-c", f"cat > {path} <<'END'\n{BOOK.format(name=name)}{more}\nEND")
     assert made.returncode == 0, made
     return path
 
@@ -59,7 +68,8 @@ def ended(machine: Machine, name: str) -> dict[str, Any]:
 
 @pytest.mark.timeout(600)
 def test_a_live_systemd_and_a_live_cron_run_what_was_installed(machine: Machine) -> None:
-    by_timer, by_cron = write(machine, "by-timer"), write(machine, "by-cron")
+    by_timer, by_cron = write(machine, "by-timer", OUTSIDE), write(machine, "by-cron")
+    assert machine.run("mkdir", "-p", "/srv/textfile").returncode == 0
     for arguments in ((by_timer,), (by_cron, "--as", "cron")):
         # cron, which has just looked, takes a folder that was changed in the same second for one that wasn't.
         time.sleep(1.0 - time.time() % 1.0)
@@ -73,6 +83,15 @@ def test_a_live_systemd_and_a_live_cron_run_what_was_installed(machine: Machine)
         assert (run["exit_code"], [n["verdict"] for n in run["nodes"]]) == (0, ["complete"]), run
         assert [n["skipped"] for n in run["nodes"]] == [[]], run
         assert {c["status"] for n in run["nodes"] for c in n["collectors"]} == {"done"}, run
+        assert {u["state"] for n in run["nodes"] for u in n["uploads"]} <= {"stored"}, run
+    kept = machine.run(
+        "ls", "/srv/evidence", "/var/lib/retina-run/archives/incidents", "/var/cache/retina-run/bytecode"
+    ).stdout
+    assert kept.count(".tar.gz") >= 2, kept
+    assert ".json" in kept.partition("/var/cache/retina-run/bytecode")[2], kept
+    eventually(
+        lambda: machine.run("ls", "/srv/textfile").stdout == "retina-run-by-timer.prom\n", "the metrics are there", 20.0
+    )
     for name, path in (("by-timer", by_timer), ("by-cron", by_cron)):
         removed = machine.retina_run("schedule", path, "--remove")
         assert removed.returncode == 0, removed

@@ -56,6 +56,8 @@ def test_the_defaults_are_put_in() -> None:
         ("limits: {node_byts: 1GB}", "did you mean node_bytes"),
         ("limits: {node_bytes: 1gb}", "did you mean 1GB"),
         ("compression: gzp", "did you mean gzip"),
+        ("upload: [{s3: {bucket: ab}}]", "is shorter than 3 characters"),
+        ("upload: [{s3: {bucket: ''}}]", "is empty"),
     ],
 )
 def test_a_trap_is_closed_where_it_stands(line: str, said: str) -> None:
@@ -154,6 +156,28 @@ def test_a_variable_keeps_its_type_and_can_be_overridden(tmp_path: Path) -> None
 def test_a_variable_of_the_wrong_type_is_refused_where_it_is_used() -> None:
     (problem,) = problems(VARIED, "nice=lots")
     assert problem.startswith("3:16: limits.nice")
+
+
+def test_paths_are_relative_to_the_runbook_wherever_it_is_called_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "books").mkdir()
+    book = tmp_path / "books" / "r.yaml"
+    book.write_text(
+        f"{GOOD}metrics: {{textfile: prom}}\nupload:\n  - directory: ../kept\n"
+        "  - s3: {bucket: abc, credential: 'file:keys', proxy: 'file:/run/proxy', ca_file: ca.pem}\n"
+        "  - s3: {bucket: abd, credential: 'env:KEYS', proxy: none}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    runbook = load_runbook("books/r.yaml")
+    monkeypatch.chdir("/")  # what is recorded of it means the same everywhere: `retina-run upload` is called later
+    folder, store, other = (u.options for u in runbook.uploads)
+    assert folder["path"] == str(tmp_path / "kept")
+    assert [store[k] for k in ("credential", "proxy", "ca_file")] == [
+        f"file:{tmp_path}/books/keys", "file:/run/proxy", f"{tmp_path}/books/ca.pem",
+    ]  # fmt: skip
+    assert (other["credential"], other["proxy"]) == ("env:KEYS", "none")
+    assert runbook.metrics["textfile"] == f"{tmp_path}/books/prom"
 
 
 def test_an_unknown_variable_is_refused_with_the_nearest() -> None:

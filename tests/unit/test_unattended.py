@@ -52,7 +52,7 @@ def test_a_lock_whose_holder_died_is_free_and_the_dead_are_named(tmp_path: Path)
     path = unattended.lock_path(tmp_path, runbook)
     path.write_text('{"pid": 4711, "since": "2026-11-23T03:17:00.000000Z"}\n')
     with unattended.alone(tmp_path, runbook) as died:
-        assert died == "process 4711 since 2026-11-23T03:17:00."
+        assert died == "process 4711 since 2026-11-23T03:17:00Z"
     path.write_text("\0garbage")
     with unattended.alone(tmp_path, runbook) as died:
         assert died == ""

@@ -229,7 +229,7 @@ def test_the_runbook_says_it_for_each_target() -> None:
     book = parse_runbook((BOOK % "directory: {path: here, retention: {runs: 3, bytes: 1MB}}").encode(), "r.yaml")
     (upload,) = book.uploads
     assert upload.retention == Keep(runs=3, size_bytes=1_000_000)
-    assert upload.options == {"path": "here"}
+    assert upload.options == {"path": str(Path.cwd() / "here")}
     assert parse_runbook((BOOK % "directory: here").encode(), "r.yaml").uploads[0].retention is None
     with pytest.raises(
         DocumentError, match=r"r\.yaml:1:\d+: upload\[0\]\.s3\.key: with retention each run needs a folder"

@@ -116,6 +116,16 @@ def test_lines_do_not_grow_with_the_nodes() -> None:
     assert "03:17:00 capturing: 100/100 nodes" in transitions(100)
 
 
+def test_lines_tell_nothing_again_of_a_run_whose_archives_are_only_stored_anew() -> None:
+    out = io.StringIO()
+    lines = Lines(out)
+    before = [start("a"), *delivered("a")]
+    report = show(Lines(io.StringIO()), before)
+    lines.event({"event": "resumed", "ids": []}, report)
+    lines.event(at("a", "upload", target="s3 b", state="stored"), report)
+    assert out.getvalue() == ""
+
+
 def test_lines_tell_a_lost_connection_when_it_happens() -> None:
     out = io.StringIO()
     show(Lines(out), [start("a"), *begun("a"), at("a", "lost", why="timed out")])
