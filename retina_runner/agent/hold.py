@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Set
 
 from retina_runner.agent.solo import Solo
 from retina_runner.agent.supervisor import signal_agent
@@ -32,6 +32,7 @@ def hold(parent: Path, limit_s: float, solo: Optional[Solo] = None) -> int:
     )  # they are waited for; the kernel ignores them for process 1 otherwise
     deadline = time.monotonic() + limit_s
     had_plan, stopping, empty_since = solo is not None, False, time.monotonic()
+    ended: Set[Path] = set()
     while True:
         received = signal.sigtimedwait(SIGNALS, POLL_S)
         _reap()
@@ -43,8 +44,8 @@ def hold(parent: Path, limit_s: float, solo: Optional[Solo] = None) -> int:
             if solo is not None and solo.done:
                 return int(solo.failed)  # the archive had its time to be fetched; who deletes the Job has done with it
             stopping = True
-            for plan in plans:
-                signal_agent(Workspace(plan), signal.SIGTERM)
+        # Once each, and again where there was nobody to take it yet: one whose agent is just being started, or is to come.
+        ended |= {p for p in plans if stopping and p not in ended and signal_agent(Workspace(p), signal.SIGTERM)}
         now = time.monotonic()
         if plans:
             empty_since = now

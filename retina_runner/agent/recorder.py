@@ -168,7 +168,10 @@ class Recorder:
         patience_s = self.terms.patience_s
         why = stopped or (f"the runner didn't answer for {patience_s:g} s" if patience_s else "there is no runner")
         self._taken.add(self._own.stamp)
-        self._pending.append((now, replace(self._own, why_alone=why)))
+        due = (
+            now + self._own.end - time.time() if stopped else now
+        )  # stopped before its window was over: that is cut short
+        self._pending.append((due, replace(self._own, why_alone=why)))
         self._own = None
 
     def _record_due(self, now: float, stopped: Optional[str]) -> None:

@@ -238,6 +238,8 @@ class Session:
             )  # of metrics there is none yet: they count from T0 by themselves
         self._course.begin("capturing")
         self.stop.wait(SETTLED_S)
+        for member in self._crew:
+            self._crew.call(member, member.collector.opened, drop=False)
         self._course.tell("capturing")
         self.journal.emit("window", t0=utc(self._window.t0), late_s=round(self._late_s, 6), opened_s=round(opened_s, 6))
         if self._writer is None:  # nobody needed it so far, and before T0 it would have kept other nodes waiting

@@ -29,6 +29,8 @@ from retina_runner.agent.workspace import Journal, Workspace, read_events, write
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 LINGER_POLL_S = 0.5
 END_LIMIT_S = 60.0
+ENDING = (signal.SIGTERM, signal.SIGINT)
+"""Held back from before a process is forked until it has handlers for them: by default they would kill it without a word."""
 REMOVE_POLL_FIRST_S, REMOVE_POLL_MOST_S = 0.002, 0.1
 """As a rule the agent only lingers, and is gone at once; one that ends its window takes longer."""
 
@@ -51,9 +53,11 @@ def launch(workspace: Workspace, plan: Plan, plan_text: bytes) -> Dict[str, obje
     lock = workspace.take_lock()
     assert lock is not None, "the directory was made a moment ago"
     sys.stdout.flush()
+    signals = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     pid = os.fork()
     if pid == 0:
         _become_supervisor(workspace, plan)  # never returns
+    signal.pthread_sigmask(signal.SIG_SETMASK, signals)
     os.close(lock)
     write_whole(workspace.pid, {"pid": pid, "start": start_ticks(pid)}, sync=False)
     return {"state": "started", "directory": str(workspace.directory), "pid": pid}
@@ -102,8 +106,9 @@ def _supervise(workspace: Workspace, plan: Plan) -> int:
         except ProcessLookupError:
             pass
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDING:
         signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     status = _wait_for(worker)
     _end_orphans()
     if not any(e["event"] == "end" for e in read_events(workspace.events)):
@@ -111,7 +116,7 @@ def _supervise(workspace: Workspace, plan: Plan) -> int:
         from retina_runner.agent.rescue import rescue
 
         rescue(workspace, plan, f"the agent's worker died ({why}); packed by its supervisor")
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     if (workspace.directory / "discard").exists():
         return 0  # `remove` is waiting for the lock
@@ -129,6 +134,7 @@ def _become_worker(workspace: Workspace, plan: Plan, parent: int) -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         stop = Stop()
         stop.on_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         if os.getppid() != parent:
             stop.request("the supervisor died")
         journal = Journal(workspace.events)

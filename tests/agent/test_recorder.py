@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from retina_runner.agent.counters import COUNTER, Snapshot
-from retina_runner.agent.recorder import Recorder, Rings, Terms
+from retina_runner.agent.recorder import Freeze, Recorder, Rings, Terms
 
 TERMS = {
     "condition": 'delta("Udp.NoPorts") > 0', "every_s": 0.0, "before_s": 1.0, "after_s": 0.0, "count": 1, "cooldown_s": 0.0,
     "patience_s": 0.0,
 }  # fmt: skip
+
+
+def frozen_when_stopped(tmp_path: Path, orders: int) -> Freeze:
+    """What is recorded of an event whose window has an hour to go, when the node is stopped with so many orders read."""
+    recorded: list[Freeze] = []
+    rings = Rings(lambda on: None, lambda freeze, *_: recorded.append(freeze), lambda: no_ports(8))
+    terms = Terms.of({**TERMS, "after_s": 3600.0, "patience_s": 60.0})
+    told: list[dict[str, Any]] = []
+    recorder = Recorder(terms, "n1", tmp_path, lambda event, **fields: told.append(fields), rings)
+    recorder.begin(no_ports(7))
+
+    def wait(seconds: float) -> bool:
+        if told and orders:
+            order = {"stamp": told[0]["stamp"], "node": "n1", "condition": "", "values": {}, "instant": time.time(),
+                     "reference": time.time(), "start": time.time() - 1, "end": time.time() + 3600}  # fmt: skip
+            (tmp_path / "order.json").write_text(json.dumps(order))
+        return False
+
+    rounds = iter(range(3))
+    recorder.run(1e12, wait, lambda: None if next(rounds, None) is not None else "stopped by request")
+    (freeze,) = recorded
+    return freeze
+
+
+@pytest.mark.parametrize("orders", [0, 1], ids=["before the runner's order", "after it"])
+def test_a_window_that_is_stopped_ends_then_and_says_so_whether_its_order_has_come_or_not(
+    tmp_path: Path, orders: int
+) -> None:
+    freeze = frozen_when_stopped(tmp_path, orders)
+    assert freeze.stopped == "stopped by request"
+    assert freeze.start < freeze.end <= time.time()
+    assert bool(freeze.why_alone) == (not orders)
 
 
 def no_ports(number: int) -> Snapshot:

@@ -4,6 +4,7 @@ The session calls the hooks of every collector of its plan in this order; each i
 
     prepare  (any time before T0)   check tools and rights, start what must already run at T0, take slow snapshots
     begin    (just before T0)       snapshot counters; must be quick, its duration is measured by a rehearsal
+    opened   (just after T0)        wait for what a thread of its own does at T0: when this returns, what happens counts
     end      (at T0 + duration)     snapshot counters again, first thing
     finish   (after the overrun)    stop what runs, take the slow snapshots again, write artefacts, deltas and verdicts
     protect, record  (in between)   for rings: keep what there is, and archive a part of it; see agent/recorder.py
@@ -39,6 +40,9 @@ class Collector:
 
     def begin(self) -> None:
         """Counters, at the last moment before T0. Called once as a rehearsal before T0 is agreed; must be repeatable."""
+
+    def opened(self) -> None:
+        """Nobody is told that the window is open before this has returned. Not called in the rehearsal; has a bound."""
 
     def end(self) -> None:
         """Counters, at the end of the window."""

@@ -25,6 +25,8 @@ from retina_runner.agent.passing import is_full
 LATE_S = 0.05
 """A node so busy that it would zero later than this after T0 keeps the zero from just before it: better some counts too
 many, and said so, than some too few."""
+OPENED_LIMIT_S = 5.0
+"""How long nobody is told that the window is open since this thread hasn't zeroed yet."""
 
 
 class Ebpf(Collector):
@@ -114,6 +116,12 @@ class Ebpf(Collector):
             self._cpus.look()
         if self._series is not None:
             self._series.write(now, now - self._zeroed, samples)
+
+    def opened(self) -> None:
+        """On a busy node the thread that zeroes at T0 is late, or is interrupted while it does: who was told that the
+        window is open, and sends something, would have it taken off."""
+        if self._ticker is not None:
+            self._ticker.begun.wait(OPENED_LIMIT_S)
 
     def counters(self) -> Snapshot:
         """The metrics as they stand, counted from the last zero. Raises OSError where a source can't be read."""

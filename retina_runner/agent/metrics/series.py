@@ -77,13 +77,14 @@ class Ticker(threading.Thread):
     """Calls `zero` at T0 and `tick` every `interval_s` after it, on the beat: a late tick doesn't delay the next ones.
 
     `missed` counts beats that passed while another was still being taken. What a call raises is kept in `trouble` (the
-    first one), and the beat goes on.
+    first one), and the beat goes on. `begun` is set when `zero` is done.
     """
 
     def __init__(self, t0: float, interval_s: float, zero: Callable[[], None], tick: Callable[[], None]):
         super().__init__(name="metrics", daemon=True)
         self._t0, self._interval_s, self._zero, self._tick = t0, interval_s, zero, tick
         self._over = threading.Event()
+        self.begun = threading.Event()
         self.missed = 0
         self.trouble: Optional[str] = None
 
@@ -91,6 +92,7 @@ class Ticker(threading.Thread):
         if self._over.wait(max(0.0, self._t0 - time.time())):
             return
         self._call(self._zero)
+        self.begun.set()
         begun, beat = time.monotonic(), 1
         while not self._over.wait(max(0.0, begun + beat * self._interval_s - time.monotonic())):
             self._call(self._tick)
