@@ -202,14 +202,26 @@ class Run:
 
     def wait_for(self, event: str, **fields: Any) -> dict[str, Any]:
         """The next event of this kind with these fields. Fails when the run ends, or wait_s pass, without it."""
+        found = self._next(self.wait_s, event, fields)
+        assert found is not None, f"no event {event} {fields}; there were {[e['event'] for e in self.events]}"
+        return found
+
+    def provoke(self, act: Callable[[], object], event: str, **fields: Any) -> dict[str, Any]:
+        """As `wait_for`, of an event that `act` makes happen, at a time that nobody tells: it is done until the event comes."""
         deadline = time.monotonic() + self.wait_s
+        while time.monotonic() < deadline:
+            act()
+            if (found := self._next(2.0, event, fields)) is not None:
+                return found
+        raise AssertionError(f"no event {event} {fields}; there were {[e['event'] for e in self.events]}")
+
+    def _next(self, limit_s: float, event: str, fields: Mapping[str, Any]) -> dict[str, Any] | None:
+        deadline = time.monotonic() + limit_s
         while True:
             try:
                 found = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                raise AssertionError(
-                    f"no event {event} {fields}; there were {[e['event'] for e in self.events]}"
-                ) from None
+                return None
             if found is None:
                 self._queue.put(None)
                 self.process.wait()

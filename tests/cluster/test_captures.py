@@ -83,9 +83,9 @@ captures:
     collect: [tcpdump, iptables, network-state, {{ebpf: {{plugins: [packetforward, linuxutil]}}}}]
 """)
     run.wait_for("window")
+    shop.send("client", shop.addresses["server"][0], 7000, 200)
     job = runs.api.get("jobs", "-n", shop.namespace)["items"][0]
     container = job["spec"]["template"]["spec"]["containers"][0]
-    shop.send("client", shop.addresses["server"][0], 7000, 200)
     assert run.end() == 0, (run.events, runs.api.state())
     assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
     assert "SYS_ADMIN" not in container["securityContext"]["capabilities"]["add"]

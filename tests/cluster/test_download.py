@@ -175,13 +175,14 @@ def arrived(folder: Path) -> int:
 
 
 def begun(runs: Runs, run: PatientRun, folder: Path) -> subprocess.Popen[str]:
-    """A download of which some has come, and most hasn't."""
+    """A download of which some has come, and most hasn't: it stands still until SIGCONT."""
     before = arrived(folder)
     process = runs.begin("download", str(run.directory), "--output", str(folder))
     # Looked at all the time: the rest comes within two seconds.
     while arrived(folder) <= before + 5_000_000:
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
+    process.send_signal(signal.SIGSTOP)
     return process
 
 
@@ -196,6 +197,7 @@ def test_two_hundred_megabytes_whatever_happens(
     own_cluster.stop("control-plane", "kube-apiserver")
     at = arrived(tmp_path / "restarted")
     own_cluster.start("control-plane", "kube-apiserver")
+    restarted.send_signal(signal.SIGCONT)
     out, err = restarted.communicate(timeout=240)
     assert restarted.returncode == 0, (out, err, own_cluster.state())
     assert 0 < at < LARGE
@@ -204,6 +206,7 @@ def test_two_hundred_megabytes_whatever_happens(
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         interrupted = begun(runs, run, tmp_path / "interrupted")
         interrupted.send_signal(number)
+        interrupted.send_signal(signal.SIGCONT)
         out, err = interrupted.communicate(timeout=120)
         assert interrupted.returncode == status, (out, err)
         assert "Traceback" not in err
@@ -251,7 +254,6 @@ def test_the_reader_may_do_nothing_but_read(
     node = own_cluster.nodes[1].name
     run = kept(runs, [node], namespace, folder, size=LARGE)
     process = begun(runs, run, tmp_path / "back")
-    process.send_signal(signal.SIGSTOP)
     try:
         (pod,) = own_cluster.get("pods", "-n", namespace, "-l", LABEL)["items"]
         look = (

@@ -193,14 +193,15 @@ def test_ctrl_c_in_the_window_keeps_what_is_there(runs: Runs, cluster: Api, name
 
 def test_an_archive_that_is_cut_off_on_its_way_is_resumed(own_cluster: Cluster, runs: Runs, namespace: str) -> None:
     """The API server dies in the middle of 210 MB: the rest is asked for at its offset, and the whole is right."""
-    run = runs.start(f"""
+    book = f"""
 name: cut
 duration: 1s
 limits: {{memory: 2GiB}}
 captures:
   - nodes: {{kubernetes: {{nodes: [{own_cluster.nodes[1].name}], job: {{namespace: {namespace}}}}}}}
     collect: [{{command: {{argv: [head, -c, "210000000", /dev/urandom], output_limit: 250MB, limit: 120s}}}}]
-""")
+"""
+    run = runs.start(book, "--fetch-rate", "30MB/s")  # else all of it may be here before anybody has looked
     run.wait_for("archive")
 
     def arrived() -> int:

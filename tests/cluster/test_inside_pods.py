@@ -126,8 +126,8 @@ def test_the_capabilities_that_plan_prints_are_what_it_takes(runs: Runs, shop: S
     assert f"; capabilities: {CAPABILITIES}; sees the node's processes\n" in told.stdout, told.stdout
     run = runs.start(text)
     run.wait_for("window")
-    pod = runs.api.get("jobs", "-n", shop.namespace)["items"][0]["spec"]["template"]["spec"]
     shop.send("server", "127.0.0.1", 7000, 70)
+    pod = runs.api.get("jobs", "-n", shop.namespace)["items"][0]["spec"]["template"]["spec"]
     assert run.end() == 0, (run.events, runs.api.state())
     context = pod["containers"][0]["securityContext"]
     assert ", ".join(context["capabilities"]["add"]) == CAPABILITIES

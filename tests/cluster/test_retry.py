@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 
@@ -40,7 +41,11 @@ upload: [{{host_path: {{path: again}}}}]
     for line in again.stdout:
         said += line
         if json.loads(line)["event"] == "window":
-            (job,) = cluster.get("jobs", "-n", namespace)["items"]
+            again.send_signal(signal.SIGSTOP)  # it would remove its Job while we ask for it
+            try:
+                (job,) = cluster.get("jobs", "-n", namespace)["items"]
+            finally:
+                again.send_signal(signal.SIGCONT)
             note = job["metadata"]["annotations"]["example.com/note"]
     assert again.wait(60) == 0, (said, cluster.state())
     assert note == "kept"

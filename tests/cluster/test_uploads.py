@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,6 @@ from tests.storage.stores import MIB, AzureStore, S3Store
 
 pytestmark = pytest.mark.cluster
 
-AUTOSAVE_S = 6.0
-"""Azurite writes what it knows every 5 s: killed before, it has forgotten blocks that it had confirmed."""
 SIZE = 50 * MIB
 
 
@@ -155,7 +152,7 @@ def test_a_store_that_is_killed_and_comes_back(
     blocks = blocks_of(store)
 
     def crash() -> None:
-        time.sleep(AUTOSAVE_S)
+        store.server.settle(store.name, 3)
         store.server.kill()
         store.server.start()
 

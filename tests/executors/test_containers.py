@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,7 +144,7 @@ def test_a_run_of_packets_leaves_nothing_in_a_container(engine: Engine, box: str
 def test_a_killed_runner_s_run_is_resumed(engine: Engine, box: str, tmp_path: Path) -> None:
     """The agent outlives `exec`, whose client is killed with everything of its session."""
     run = Going(engine, tmp_path, "4s", TCPDUMP)
-    run.until("t0")
+    run.until("window")
     run.process.kill()
     run.process.wait()
     done = subprocess.run([*RETINA_RUN, "resume", str(run.directory)], capture_output=True, text=True)
@@ -156,8 +155,7 @@ def test_a_killed_runner_s_run_is_resumed(engine: Engine, box: str, tmp_path: Pa
 
 def test_ctrl_c_in_the_window_brings_home_what_there_is(engine: Engine, box: str, tmp_path: Path) -> None:
     run = Going(engine, tmp_path, "60s", TCPDUMP)
-    run.until("t0")
-    time.sleep(1.5)
+    run.until("window")
     os.kill(run.process.pid, signal.SIGINT)
     assert run.end() != 0
     run.archived()
@@ -166,7 +164,7 @@ def test_ctrl_c_in_the_window_brings_home_what_there_is(engine: Engine, box: str
 
 def test_a_container_that_ends_in_the_window_is_told(engine: Engine, box: str, tmp_path: Path) -> None:
     run = Going(engine, tmp_path, "6s", TCPDUMP)
-    run.until("t0")
+    run.until("window")
     engine("kill", "web")
     assert run.end() != 0
     assert "this container doesn't run" in run.said, run.said

@@ -212,7 +212,7 @@ class Fleet:
         return range(1, self.count + 1)
 
     def all_left(self) -> dict[int, list[str]]:
-        """`left` of every node that has anything left."""
+        """`left` of every node that has anything left. What served a connection notices its end a moment later."""
         found = {number: self.left(number) for number in self.every_node()}
         return {number: left for number, left in found.items() if left}
 

@@ -11,8 +11,8 @@ import pytest
 from retina_runner.errors import Exit
 from retina_runner.schema import violations
 from tests.fleet.fleet import Fleet
-from tests.fleet.test_faults import begin, gone, lasting
-from tests.fleet.test_ssh import SENDER
+from tests.fleet.test_faults import begin, lasting
+from tests.fleet.test_ssh import SENDER, gone
 
 pytestmark = [pytest.mark.root, pytest.mark.fleet]
 

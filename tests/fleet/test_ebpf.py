@@ -9,7 +9,8 @@ import pytest
 
 from tests.ebpf.counting import Counted
 from tests.fleet.fleet import Fleet
-from tests.fleet.test_faults import begin, gone
+from tests.fleet.test_faults import begin
+from tests.fleet.test_ssh import gone
 
 pytestmark = [pytest.mark.root, pytest.mark.fleet]
 

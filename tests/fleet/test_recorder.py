@@ -12,7 +12,8 @@ from retina_runner.agent.context import COMPLETE
 from retina_runner.schema import violations
 from retina_runner.verification import verify_archive
 from tests.fleet.fleet import Fleet
-from tests.fleet.test_faults import begin, gone, kill, resume, skewed  # noqa: F401 - a fixture
+from tests.fleet.test_faults import begin, kill, resume, skewed  # noqa: F401 - a fixture
+from tests.fleet.test_ssh import gone
 from tests.lab import Archive, Run, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.fleet]
@@ -90,8 +91,10 @@ def test_three_nodes_keep_the_same_packets_of_an_event_on_one(fleet: Fleet, tmp_
     nodes = [1, skewed, 3]
     run = begin(fleet, tmp_path, RUNBOOK % "", nodes)
     with Numbered(fleet, [skewed, 3]):
-        for _ in nodes:
-            run.wait_for("window")
+        # Rings go back to when each node's tcpdump began to listen: from two seconds after on, as far as the window does.
+        for node in ("n1", f"n{skewed}", "n3"):
+            while run.wait_for("progress", id=node)["elapsed_s"] < 2.5:
+                pass
         event_on(fleet, 3)
         freeze = run.wait_for("freeze")
         assert freeze["at"] == "n3"

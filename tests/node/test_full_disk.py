@@ -70,7 +70,9 @@ def test_outputs_of_a_command_that_nobody_has_room_for_are_gaps(lab: Lab, tmp_pa
     lost = {what: why for what, why in gaps(archive).items() if "during" in what}
     assert lost
     assert all("no space left" in why or "disk is full" in why for why in lost.values())
-    assert len([n for n in archive.members if "during" in n]) + len(lost) >= 4
+    # How many came to be run is a matter of how busy the machine is; what each has said is there, or a gap, or both in part.
+    told = {n for n in archive.members if n.endswith(".stdout")} | set(lost)
+    assert len(told) >= len([c for c in archive.manifest["commands"] if c["argv"][0] == "head"]) > 2
     assert {e["limit"] for e in run.all("limit")} == {"disk_full"}
 
 
@@ -81,7 +83,7 @@ def test_files_that_nobody_has_room_for_are_gaps(lab: Lab, tmp_path: Path, small
         (source / f"large-{number}.log").write_bytes(os.urandom(7_000_000))
     (source / "small.log").write_bytes(b"what matters\n")
     collect = f"{{files: {{paths: ['{source}/*'], max_size: 10MB, total_size: 60MB, when: [after]}}}}"
-    run = begin(collect, tmp_path, small_disk, lab.a, duration="1s")
+    run = begin(collect, tmp_path, small_disk, lab.a)
     run.wait_for("window")
     archive = crowded(run, small_disk, 3)
     assert archive.members[f"files/after{source}/small.log"] == b"what matters\n"
@@ -148,7 +150,7 @@ def test_somebody_who_takes_every_byte_that_is_given_back_costs_the_outputs_and_
     lab: Lab, tmp_path: Path, small_disk: Path
 ) -> None:
     collect = "{" + NOISE % (5_000_000, "before, after") + "}, iptables"
-    run = begin(collect, tmp_path, small_disk, lab.a, duration="2s")
+    run = begin(collect, tmp_path, small_disk, lab.a)
     run.wait_for("window")
     archive = crowded(run, small_disk, 3, pause_s=0)
     assert archive.manifest["verdict"] == "partial"

@@ -60,7 +60,7 @@ def test_a_disk_that_fills_meanwhile_leaves_the_archive_on_its_node_and_resume_b
     lab: Lab, tmp_path: Path, small_disk: Path
 ) -> None:
     runs = small_disk / "runs"
-    run = Run(BOOK, tmp_path, "--output", str(runs), "--lock", netns=lab.a)
+    run = Run(BOOK.replace("2s", "5s"), tmp_path, "--output", str(runs), "--lock", netns=lab.a)
     run.wait_for("window")
     with greed(small_disk, 0.01):
         assert run.end() == 4, run.events

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from tests.lab import REPOSITORY, RETINA_RUN, Lab, Run, eventually
+from tests.storage.servers import free_port
 
 pytestmark = [pytest.mark.root, pytest.mark.prometheus]
 
@@ -59,12 +60,6 @@ def get(url: str, accept: str = "") -> tuple[int, str, str]:
             return answer.status, answer.headers["Content-Type"], answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, "", error.read().decode()
-
-
-def free_port() -> int:
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return int(door.getsockname()[1])
 
 
 @contextmanager
@@ -147,10 +142,10 @@ READS = "retinarun_exporter_reads_total"
 def test_a_real_server_scrapes_it_and_no_counter_falls(tmp_path: Path) -> None:
     with exporter(tmp_path) as (_, url), server(tmp_path, url.removeprefix("http://")) as asked:
         eventually(lambda: number(asked(f"count_over_time({READS}[5m])")) >= 5, "five scrapes", 120)
-        assert asked("up")[0]["value"][1] == "1"
+        # One scrape of a busy machine may take longer than its second; the next one doesn't.
+        eventually(lambda: number(asked("up")) == 1 and asked("networkobservability_forward_count"), "it is up", 60)
         falls = 'resets({__name__=~"networkobservability_.*(count|bytes|stats)"}[5m]) > 0'
         assert [r for r in asked(falls) if "ACTIVE" not in json.dumps(r)] == []
-        assert asked("networkobservability_forward_count")
 
 
 def test_an_exporter_that_was_killed_begins_anew_and_rates_know_it(tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ Servers listen on loopback, keep their data in the test's own folder, and can be
 from __future__ import annotations
 
 import base64
+import contextlib
+import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -19,12 +22,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 AZURITE = "azurite@3.35.0"  # the newest that runs on Node 20
 SWIFT = "swift==2.38.*"
 START_S = 90.0
-AUTOSAVE_S = 6.0
-"""Azurite writes its database every 5 s: killed before, it has forgotten blocks that it had confirmed."""
 
 
 CACHE = (
@@ -70,9 +72,14 @@ def _swift(program: str) -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that nobody has now and that nobody is given: the kernel's own choices, for who connects or asks for any port,
+    begin above (net.ipv4.ip_local_port_range), and would take it until, or while, the server isn't there."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(lowest // 2, lowest)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,10 @@ class Server:
     def kill(self) -> None:
         self._end(signal.SIGKILL)
 
+    def settle(self, place: str, blocks: int) -> None:
+        """Wait until that many blocks of unfinished uploads into that container or bucket, which it has confirmed, would
+        outlive a `kill`."""
+
     def stop(self) -> None:
         """Ask it to end, so that everything is on disk."""
         self._end(signal.SIGTERM)
@@ -187,6 +198,29 @@ class Azurite(Server):
 
     def environment(self) -> dict[str, str]:
         return {**os.environ, "AZURITE_ACCOUNTS": f"{self.account}:{self.key}"}
+
+    def settle(self, place: str, blocks: int) -> None:
+        """It writes its databases every 5 s: killed before, it has forgotten blocks that it had confirmed."""
+        deadline = time.monotonic() + START_S
+        while (written := self._written(place)) < blocks:
+            assert time.monotonic() < deadline, f"Azurite has written {written} of {blocks} blocks"
+            time.sleep(0.2)
+
+    def _written(self, container: str) -> int:
+        """Blocks in its files that are no blob's yet, and whose bytes are known there as well."""
+        try:
+            extents = {
+                e["id"]: e["size"] for e in self._collection("__azurite_db_blob_extent__.json", "$EXTENTS_COLLECTION$")
+            }
+            blocks = self._collection("__azurite_db_blob__.json", "$BLOCKS_COLLECTION$")
+        except (OSError, ValueError):
+            return 0  # it is being written
+        places = [b["persistency"] for b in blocks if b["containerName"] == container and not b["isCommitted"]]
+        return sum(extents.get(p["id"], -1) >= p["offset"] + p["count"] for p in places)
+
+    def _collection(self, file: str, name: str) -> list[dict[str, Any]]:
+        collections = json.loads((self.folder / "data" / file).read_bytes())["collections"]
+        return [row for c in collections if c["name"] == name for row in c["data"]]
 
     def url(self, port: int = 0) -> str:
         return f"{self.scheme}://{self.host}:{port or self.port}/{self.account}"

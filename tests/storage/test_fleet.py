@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from tests.fleet.fleet import Fleet
 from tests.fleet.test_ssh import retina_run
 from tests.lab import Archive, Run, eventually, sh, within
 from tests.storage.faults import Fault, FaultyProxy
-from tests.storage.servers import AUTOSAVE_S, Azurite, Server, Swift, Tinyproxy, private_identity
+from tests.storage.servers import Azurite, Server, Swift, Tinyproxy, private_identity
 from tests.storage.stores import MIB, AzureStore, S3Store
 
 pytestmark = [pytest.mark.storage, pytest.mark.root]
@@ -159,7 +158,7 @@ def test_a_store_killed_in_the_middle(
     blocks = blocks_of(store)
 
     def crash() -> None:
-        time.sleep(AUTOSAVE_S)
+        store.server.settle(store.name, 3)
         store.server.kill()
         store.server.start()
 

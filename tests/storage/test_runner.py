@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 import pytest
 
 from retina_runner.uploads import BLOCK_BYTES, NotStored
-from tests.lab import REPOSITORY, RETINA_RUN, Run, sh
+from tests.lab import REPOSITORY, RETINA_RUN, Run, eventually, sh
 from tests.storage.faults import Fault, FaultyProxy
-from tests.storage.servers import AUTOSAVE_S, Azurite, Swift
+from tests.storage.servers import Azurite, Swift
 from tests.storage.stores import MIB, AzureStore, Node, S3Store, Store, target_of, write_random
 from tests.storage.test_conformance import by_node, sha256
 from tests.storage.test_node import BLOCKS_5, put_of_blocks
@@ -107,15 +106,23 @@ open_target(kind, options).store(Parcel(parcel[0], parcel[1], Path(parcel[2]), p
 """
 
 
+def taken(proxy: FaultyProxy, blocks: dict[str, str]) -> int:
+    """How many blocks the store has confirmed."""
+    return sum(blocks["containing"] in request for request in list(proxy.answered))
+
+
 def kill_in_the_fourth_block(store: Store, proxy: FaultyProxy, begin: Any) -> int:
     """Start it, and SIGKILL it while blocks are on their way that the store never gets; how many it did get."""
     arrived, dead = threading.Event(), threading.Event()
 
     def hold() -> None:
+        # Two are on their way at a time: when the fourth comes the third may not have arrived yet, and would die as well.
+        eventually(lambda: taken(proxy, blocks) - before >= 3, "the store has three blocks")
         arrived.set()
         dead.wait(60)
 
     blocks = put_of_blocks(store)
+    before = taken(proxy, blocks)
     done = Fault(**blocks, times=3, before=lambda: None)  # type: ignore[arg-type]
     proxy.faults += [done, Fault(**blocks, times=9, cut_after=0, before=hold)]  # type: ignore[arg-type]
     process: subprocess.Popen[Any] = begin()
@@ -247,7 +254,7 @@ def test_a_killed_upload_command_is_gone_on_with(remote: Store, proxy: FaultyPro
 @pytest.mark.parametrize("kind", ["azure_blob", "s3"])
 def test_a_server_killed_in_the_middle(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL while the fourth block is on its way, and a new start: the store takes each block once. Azurite is given the
-    time to write its database, without which it forgets what it has confirmed."""
+    time to write its databases, without which it forgets what it has confirmed."""
     server = Azurite(tmp_path / "server") if kind == "azure_blob" else Swift(tmp_path / "server")
     server.start()
     try:
@@ -259,7 +266,9 @@ def test_a_server_killed_in_the_middle(kind: str, tmp_path: Path, monkeypatch: p
         server.start()
 
         def crash() -> None:
-            time.sleep(AUTOSAVE_S)
+            # Two are on their way at a time: while this one is held, all others are confirmed.
+            eventually(lambda: taken(proxy, blocks) == 4, "the store has the four others")
+            server.settle(store.name, 4)
             server.kill()
             server.start()
 
@@ -270,7 +279,7 @@ def test_a_server_killed_in_the_middle(kind: str, tmp_path: Path, monkeypatch: p
             Fault(**blocks, cut_after=MIB, before=crash),  # type: ignore[arg-type]
         ) as proxy:
             target_of(store, port=proxy.port).store(parcel)
-            assert sum(blocks["containing"] in request for request in proxy.answered) == 5
+            assert taken(proxy, blocks) == 5
         (key,) = store.names()
         assert sha256(store.content(key)) == parcel.sha256
         assert left_behind(store) == []
