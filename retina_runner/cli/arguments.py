@@ -49,13 +49,15 @@ def with_verb(words: Sequence[str]) -> list[str]:
 
 
 def _refuse_slip(word: str) -> None:
-    """Raises UsageError for what is neither a verb nor a file, but nearly a verb."""
+    """Raises UsageError for what is neither a verb nor a file, but nearly a verb, or no name of a YAML file at all."""
     if word not in VERBS and not os.path.exists(word):
         import difflib
 
         near = difflib.get_close_matches(word, VERBS, 1, 0.7)
         if near:
             raise UsageError(f"{word}: neither a verb nor a file; did you mean {near[0]}?")
+        if word.isalpha():
+            raise UsageError(f"{word}: neither a verb nor a file; `retina-run --help` lists the verbs")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -16,6 +16,15 @@ def test_a_misspelt_verb_is_told_from_a_runbook(word: str, verb: str, capsys: py
     assert capsys.readouterr().err == f"retina-run: {word}: neither a verb nor a file; did you mean {verb}?\n"
 
 
+@pytest.mark.parametrize("words", [["show"], ["show", "runs/x", "--quiet"]])
+def test_a_word_that_is_near_no_verb_says_where_they_are(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What comes after it isn't what is wrong."""
+    assert main(words) == 2
+    assert (
+        capsys.readouterr().err == "retina-run: show: neither a verb nor a file; `retina-run --help` lists the verbs\n"
+    )
+
+
 def test_a_file_that_is_called_nearly_like_a_verb_is_a_runbook(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
