@@ -56,7 +56,7 @@ def _refuse_slip(word: str) -> None:
         near = difflib.get_close_matches(word, VERBS, 1, 0.7)
         if near:
             raise UsageError(f"{word}: neither a verb nor a file; did you mean {near[0]}?")
-        if word.isalpha():
+        if word.isalpha() and word.islower():
             raise UsageError(f"{word}: neither a verb nor a file; `retina-run --help` lists the verbs")
 
 
