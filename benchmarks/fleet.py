@@ -9,7 +9,7 @@ retina-run it is a runbook with one command, and it checks the node, compares cl
 writes its records besides. The others run a script of a few lines with no barrier, no check and no digest:
 
     asyncssh      a connection a node, all at once: upload by cat, one command, download by cat (the floor)
-    same-job      benchmarks/same_job.py: asyncssh, with check, clocks, one T0, a detached process, .tar.gz, SHA-256
+    same-job      benchmarks/peers/same_job.py: asyncssh, with check, clocks, one T0, a detached process, .tar.gz, SHA-256
     parallel-ssh  its ParallelSSHClient: copy_file, run_command, copy_remote_file
     pyinfra       its CLI with a deploy of files.put, server.shell, files.get
     ansible       ansible-playbook, pipelining, forks = nodes: copy, command, fetch, file
@@ -232,7 +232,7 @@ class Bench:
     def same_job(self, count: int) -> Cost:
         with self.out() as out:
             words = [self.hosts(count), str(self.fleet.key), str(self.fleet.known_hosts), str(out), WINDOW_S]
-            script = str(Path(__file__).with_name("same_job.py"))
+            script = str(Path(__file__).parent / "peers" / "same_job.py")
             python = str(self.peers / "bin" / "python")
             wall, cpu, rss, said = measured(self.fleet, [python, script, json.dumps(words)], out, {})
             assert len(list(out.glob("*.tar.gz"))) == count
