@@ -1,11 +1,13 @@
 """A finished archive kept on its node: below a base directory, never outside it, with a bound on how many, how old, how much.
 
 Nothing is overwritten, and only archives are ever removed: files that end in `.tar.gz`, `.tar` or `.tar.zst`, directly in
-the folder, that no link leads to.
+the folder, that no link leads to, and whose names `pin` doesn't match.
 """
 
 from __future__ import annotations
 
+import errno
+import fnmatch
 import os
 import shutil
 import time
@@ -20,7 +22,8 @@ class NotKept(Exception):
 
 
 def keep(archive: Path, sha256: str, options: Mapping[str, Any]) -> Dict[str, Any]:
-    """Put the archive on the shelf. `options`: base, path, and keep_count, keep_s, keep_bytes (each None for no bound).
+    """Put the archive on the shelf. `options`: base, path, keep_count, keep_s, keep_bytes (each None for no bound), and
+    `pin`, patterns of names that stay whatever these say.
 
     Returns {"location": …, "removed": […]}. Raises NotKept.
     """
@@ -38,7 +41,9 @@ def keep(archive: Path, sha256: str, options: Mapping[str, Any]) -> Dict[str, An
             os.chmod(str(part), 0o600)
             if digest_of(part)[1] != sha256:
                 raise NotKept(f"{target}: it was damaged while it was copied")
-            os.link(str(part), str(target))
+            with open(str(part), "rb") as file:
+                os.fsync(file.fileno())  # it may be the only copy soon
+            place(part, target)
         return {"location": str(target), "removed": prune(folder, options, target.name)}
     except OSError as error:
         raise NotKept(f"{error.filename or target}: {error.strerror}") from error
@@ -47,6 +52,22 @@ def keep(archive: Path, sha256: str, options: Mapping[str, Any]) -> Dict[str, An
             part.unlink()
         except OSError:
             pass
+
+
+def place(part: Path, target: Path) -> None:
+    """Give a whole file its name, and replace nothing. Raises OSError (FileExistsError).
+
+    By link(2), where the file system has it: SMB shares and FAT don't, whether mounted here or as a cluster's claim.
+    """
+    try:
+        os.link(str(part), str(target))
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        os.close(os.open(str(target), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # the name is ours from here on
+        os.replace(str(part), str(target))
 
 
 def _folder(base: Path, path: str) -> Path:
@@ -69,11 +90,17 @@ def _folder(base: Path, path: str) -> Path:
 
 
 def prune(folder: Path, options: Mapping[str, Any], newest: str) -> List[str]:
-    """Remove what is over the bounds, the oldest first, never `newest`; the names of what was removed."""
-    found = []
+    """Remove what is over the bounds, the oldest first, never `newest` nor what is pinned; the names of what was removed.
+
+    What is pinned takes its room of `keep_bytes`, since a disk doesn't ask why, and no place of `keep_count`.
+    """
+    found, pinned_bytes = [], 0
     for entry in os.scandir(str(folder)):
         if entry.name.endswith(ENDINGS) and entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
             status = entry.stat(follow_symlinks=False)
+            if any(fnmatch.fnmatchcase(entry.name, str(pattern)) for pattern in options.get("pin") or ()):
+                pinned_bytes += status.st_size
+                continue
             found.append((status.st_mtime, status.st_size, entry.name))
     found.sort()
     removed = []
@@ -81,7 +108,10 @@ def prune(folder: Path, options: Mapping[str, Any], newest: str) -> List[str]:
         when, _, name = found[0]
         over = (
             (options.get("keep_count") is not None and len(found) > options["keep_count"])
-            or (options.get("keep_bytes") is not None and sum(f[1] for f in found) > options["keep_bytes"])
+            or (
+                options.get("keep_bytes") is not None
+                and pinned_bytes + sum(f[1] for f in found) > options["keep_bytes"]
+            )
             or (options.get("keep_s") is not None and when < time.time() - options["keep_s"])
         )
         if not over or name == newest:

@@ -151,7 +151,7 @@ def parser() -> argparse.ArgumentParser:
                           help="set variables of the runbook")  # fmt: skip
     exporter.add_argument("--listen", metavar="[ADDRESS]:PORT", default="127.0.0.1:10093",
                           help=":10093 for every address (default: 127.0.0.1:10093)")  # fmt: skip
-    exporter.add_argument("--most-series", type=int, default=2000, metavar="N",
+    exporter.add_argument("--most-series", type=_positive, default=2000, metavar="N",
                           help="label sets of one metric; those beyond are added up in one (default: 2000)")  # fmt: skip
 
     upload = verb("upload", "store a run's archives at the targets where that failed", "upload")
@@ -264,12 +264,18 @@ def _unattended(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--deadline", metavar="TIME", help="end the windows by then and keep what is there: 30m")
 
 
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 on")
+    return int(text)
+
+
 def _documents(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("runbook", metavar="RUNBOOK", help="a YAML runbook")
     verb.add_argument("-i", "--inventory", action="append", default=[], metavar="INVENTORY",
                       help="hosts for captures that name no inventory: a file or folder, host1,host2, @connector")  # fmt: skip
     verb.add_argument("--limit", metavar="PATTERN", help="only the runbook's nodes that match (web:&eu:!canary, @FILE)")
-    verb.add_argument("-f", "--forks", type=int, metavar="N",
+    verb.add_argument("-f", "--forks", type=_positive, metavar="N",
                       help="how many hosts are connected to and fetched from at a time (default: 50)")  # fmt: skip
     verb.add_argument("--shard", metavar="I/N", help="only the nodes of the Ith of N shards, counted from 1; see merge")
     verb.add_argument("-e", "--extra-vars", action="append", default=[], metavar="KEY=VALUE|@FILE",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from retina_runner import planning
 from retina_runner.errors import DocumentError, Exit, Problem
@@ -19,7 +20,9 @@ def main(chosen: argparse.Namespace) -> int:
             found = error.problems
         problems += found
         if not found:
-            print(f"{path}: ok")
+            print(f"{path}: ok", flush=True)
+            for note in runbook.notes:
+                print(f"retina-run: {path}: {note}", file=sys.stderr)
     if problems:
         raise DocumentError(problems)
     return Exit.OK

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from retina_runner.agent.shelf import place
 from retina_runner.cli.resume import open_run
 from retina_runner.cli.shelved import Shelves
 from retina_runner.delivery import of_record
@@ -278,7 +279,7 @@ def _bring(sources: Sequence[Source], part: Path, path: Path, give_up: threading
             source.bring(part, give_up)
             problems = verify_archive(part).problems
             if not problems:
-                os.link(part, path)
+                place(part, path)
                 return ""
             why = f"from {source}: {problems[0]}"
         except NotStored as error:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from retina_runner import planning
+from retina_runner import bytecode, planning
 from retina_runner.agent import facts, process
 from retina_runner.agent.collectors import ebpf
 from retina_runner.cli.resolve import Resolved, host_shelves, resolve, work_directory_of
@@ -34,7 +34,7 @@ def main(chosen: argparse.Namespace) -> int:
         return Exit.OK
     if chosen.manifests:
         return _manifests(resolved)
-    for note in resolved.notes:
+    for note in (*resolved.runbook.notes, *resolved.notes):
         print(note)
     print("\n".join(planning.describe(resolved.plans, resolved.runbook)))
     for place in open_places([{"kind": u.kind, "options": u.options} for u in resolved.runbook.uploads]):
@@ -61,13 +61,25 @@ def main(chosen: argparse.Namespace) -> int:
                 else ""
             )
             print(f"  rights: {', '.join(told['needs'])}{have}")
-        for line in _probes(plan):
+        for line in (*_unloadable(plan), *_probes(plan)):
             print(f"  {line}")
         if plan.executor == "local":
             missing = [c[0] for c in told["commands"] if process.find(c[0]) is None]
             if missing:
                 print(f"  missing here: {', '.join(sorted(set(missing)))}; retina-run doctor says how to get it")
     return Exit.OK
+
+
+def _unloadable(plan: planning.NodePlan) -> Iterator[str]:
+    """Which plugins of `ebpf` can't be had on this machine, and what would help; a line a reason."""
+    store = bytecode.Store(bytecode.default_directory())
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for entry in plan.document["collectors"] if plan.executor == "local" else ():
+        if entry["name"] == "ebpf":
+            for gap in ebpf.problems(store.supplied(entry["options"]))[1]:
+                reasons.setdefault((gap.why, gap.hint), []).append(gap.what.removeprefix("plugin "))
+    for (why, hint), names in reasons.items():
+        yield f"ebpf without {', '.join(dict.fromkeys(names))}: {why}" + (f" ({hint})" if hint else "")
 
 
 def _probes(plan: planning.NodePlan) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from retina_runner.agent.archive import digest_of
+from retina_runner.agent.shelf import place
 from retina_runner.naming import without_ending
 from retina_runner.uploads import Grant, Item, NotStored, Parcel
 from retina_runner.uploads.keys import beside
@@ -56,8 +57,7 @@ class DirectoryTarget:
                 if digest.hexdigest() != parcel.sha256:
                     raise NotStored(f"{parcel.path} changed while it was copied")
                 try:
-                    # link(2), not rename(2): it refuses to replace what another run may have put there meanwhile.
-                    os.link(part, target)
+                    place(part, target)
                 except FileExistsError:
                     return self._same(target, parcel)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from retina_runner.agent.shelf import NotKept, keep
+from retina_runner.agent.shelf import NotKept, keep, place
 
 DAY_S = 86400
 
@@ -50,6 +51,39 @@ def test_the_oldest_go_first_and_the_newest_never(tmp_path: Path, bounds: dict[s
     folder.mkdir()
     names = {days: kept(folder, days) for days in (1, 3, 8)}
     assert put(tmp_path, **bounds) == {names[d] for d in stays} | {"new.tar.zst"}
+
+
+def test_what_is_pinned_stays_and_takes_its_room_but_no_place(tmp_path: Path) -> None:
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    names = {days: kept(folder, days) for days in (1, 3, 8)}
+    # One of 200 B that aren't pinned fits beside the pinned 100 B and the newest 100 B.
+    assert put(tmp_path, keep_bytes=300, pin=["a-91*"]) == {names[8], names[1], "new.tar.zst"}
+    (tmp_path / "shelf" / "new.tar.zst").unlink()
+    assert put(tmp_path, keep_count=2, keep_s=2 * DAY_S, pin=["*-91.tar.gz", "nobody"]) == {
+        names[8],
+        names[1],
+        "new.tar.zst",
+    }
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_hard_links_will_do_and_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """link(2) fails as on an SMB share or FAT, which can't be mounted here; everything else is real."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert put(tmp_path) == {"new.tar.zst"}
+    assert (tmp_path / "shelf" / "new.tar.zst").read_bytes() == b"y" * 100
+    part = tmp_path / "part"
+    part.write_text("other")
+    with pytest.raises(FileExistsError):
+        place(part, tmp_path / "shelf" / "new.tar.zst")
+    assert (tmp_path / "shelf" / "new.tar.zst").read_bytes() == b"y" * 100
 
 
 def test_only_archives_in_the_folder_itself_go(tmp_path: Path) -> None:

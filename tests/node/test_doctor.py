@@ -37,6 +37,33 @@ def test_what_is_said_of_probes_beforehand_is_what_becomes_of_them(lab: Lab, tmp
     assert ("no kprobes" in row["why"]) == (not os.path.exists("/sys/bus/event_source/devices/kprobe/type"))
 
 
+@pytest.mark.parametrize(
+    ("hidden", "why"),
+    [("/sys/kernel/btf", "has no BTF"), ("/usr/lib/python3/dist-packages/bcc", "apt-get install python3-bpfcc")],
+)
+def test_plan_says_beforehand_which_plugins_cannot_be_had_here(tmp_path: Path, hidden: str, why: str) -> None:
+    runbook = tmp_path / "probes.yaml"
+    runbook.write_text(RUNBOOK)
+    assert not [x for x in said("plan", str(runbook)).splitlines() if "ebpf without" in x]
+    argv = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        f'mount -t tmpfs none {hidden} && exec "$@"',
+        "sh",
+        *RETINA_RUN,
+        "plan",
+        str(runbook),
+    ]
+    # No bytecode from an earlier run: that would need no compiler.
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    lines = subprocess.run(argv, capture_output=True, text=True, check=True, env=env).stdout.splitlines()
+    (line,) = [x for x in lines if "ebpf without" in x]
+    assert line.startswith("  ebpf without tcpconnect: ")  # linuxutil needs neither
+    assert why in line
+
+
 def test_of_other_nodes_it_is_unknown_until_they_have_tried(tmp_path: Path) -> None:
     runbook = tmp_path / "probes.yaml"
     runbook.write_text(RUNBOOK)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from retina_runner.cli import main
+from retina_runner.cli.arguments import parser
 
 
 @pytest.mark.parametrize(("word", "verb"), [("docter", "doctor"), ("chek", "check"), ("lst", "list")])
@@ -77,3 +78,14 @@ def test_what_a_download_is_from(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "--from ftp://x/y: neither a folder nor https://" in capsys.readouterr().err
     assert main(["download", "--from", str(tmp_path), "--node", "b"]) == 2
     assert f"--from {tmp_path}: there is no archive of node b below it; " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["run", "x.yaml", "-f", "0"], ["plan", "x.yaml", "--forks", "-3"], ["exporter", "x.yaml", "--most-series", "0"]],
+)
+def test_a_bound_of_nothing_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(words)
+    assert ended.value.code == 2
+    assert "a whole number from 1 on" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from retina_runner.cli import main
 from retina_runner.errors import DocumentError
 from retina_runner.runbook_reading import load_runbook, parse_runbook
 from tests.lab import REPOSITORY
@@ -111,3 +112,14 @@ def test_metrics_of_own_plugins_are_known(tmp_path: Path) -> None:
     book.write_text(f"{text}\nexpect: ['delta(\"{name}s\") >= 0']\n")
     with pytest.raises(DocumentError, match=f"the nearest: {name}"):
         load_runbook(book)
+
+
+def test_check_and_plan_tell_a_counter_that_this_kernel_lacks_not_only_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(book('delta("Udp.InErorrs") > 0'))
+    for verb in ("check", "plan"):
+        assert main([verb, str(path)]) == 0
+        said = capsys.readouterr()
+        assert "no counter Udp.InErorrs; the nearest is Udp.InErrors" in said.out + said.err

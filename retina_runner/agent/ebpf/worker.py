@@ -26,7 +26,8 @@ def main() -> int:
     try:
         answer = compile_unit(request)
     except Exception as error:
-        answer = {"why": f"{type(error).__name__}: {error}", "hint": getattr(error, "hint", "")}
+        said = str(error) if isinstance(error, NoBcc) else f"{type(error).__name__}: {error}"
+        answer = {"why": said, "hint": getattr(error, "hint", "")}
     Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
     return 0
 
