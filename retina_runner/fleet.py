@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from retina_runner.account import Account
+from retina_runner.agent.clock import both
 from retina_runner.agent.context import utc
 from retina_runner.agent.release import begin_lead_s
 from retina_runner.barrier import Barrier
@@ -285,7 +286,7 @@ class Fleet:
     def _compare_clocks(self, target: Target) -> Reading:
         clock = target.link.clock()
         self._say("node-clock", target, offset_s=round(clock.offset_s, 6), error_s=round(clock.error_s, 6))
-        return Reading(clock, time.time(), time.monotonic())
+        return Reading(clock, *both())
 
     def _compare_again(self, target: Target, follower: Follower, before: Reading) -> None:
         """After the window: did the node's clock keep step with ours? A clock that is ours too needs no question, and a node
@@ -295,7 +296,7 @@ class Fleet:
         if "cut_short" in follower.archive:
             return
         clock = self._persistence.clock(target, ENOUGH_S)
-        told = drift(before, Reading(clock, time.time(), time.monotonic()), follower.steps_s)
+        told = drift(before, Reading(clock, *both()), follower.steps_s)
         self._say("clock-drift", target, drift_s=round(told.drift_s, 6), error_s=round(told.error_s, 6),
                   elapsed_s=round(told.elapsed_s, 3), known_s=round(told.known_s, 6), stepped=told.stepped)  # fmt: skip
 

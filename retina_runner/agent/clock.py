@@ -34,17 +34,7 @@ class NodeClock:
         self.steps: List[Step] = []
 
     def _measure(self) -> Tuple[float, float]:
-        """(realtime - monotonic, monotonic), from the best of a few tries: being descheduled between two reads isn't a step."""
-        best = (float("inf"), 0.0, 0.0)
-        for _ in range(8):
-            before = self._monotonic()
-            real = self._realtime()
-            after = self._monotonic()
-            if after - before < best[0]:
-                best = (after - before, real - (before + after) / 2, after)
-            if best[0] < SAMPLE_PRECISION_S:
-                break
-        return best[1], best[2]
+        return _measured(self._realtime, self._monotonic)
 
     def sample(self) -> List[Step]:
         """Compare the clocks; the steps since the last sample (none or one)."""
@@ -74,6 +64,26 @@ class NodeClock:
             opened = step.after
         intervals.append(_clip(t0 + shift, end + shift, opened, float("inf")))
         return tuple(i for i in intervals if i[0] < i[1])
+
+
+def both() -> Tuple[float, float]:
+    """Realtime and monotonic at one instant: whoever is interrupted between two reads takes that for a difference of the clocks."""
+    offset, monotonic = _measured(time.time, time.monotonic)
+    return monotonic + offset, monotonic
+
+
+def _measured(realtime: Callable[[], float], monotonic: Callable[[], float]) -> Tuple[float, float]:
+    """(realtime - monotonic, monotonic), from the best of a few tries: being descheduled between two reads isn't a step."""
+    best = (float("inf"), 0.0, 0.0)
+    for _ in range(8):
+        before = monotonic()
+        real = realtime()
+        after = monotonic()
+        if after - before < best[0]:
+            best = (after - before, real - (before + after) / 2, after)
+        if best[0] < SAMPLE_PRECISION_S:
+            break
+    return best[1], best[2]
 
 
 def _clip(start: float, end: float, low: float, high: float) -> Tuple[int, int]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Set, Tuple
 
 from retina_runner.agent import conditions, symptoms
+from retina_runner.agent.clock import both
 from retina_runner.agent.context import stamp_of, utc
 from retina_runner.agent.counters import Snapshot
 from retina_runner.agent.records import dataclass, field, replace
@@ -115,6 +116,7 @@ class Recorder:
     recorded: int = 0
     done: str = ""
     _own: Optional[Freeze] = None
+    _own_end: float = 0.0
     _own_until: float = 0.0
     _pending: List[Tuple[float, Freeze]] = field(default_factory=list)
     _seen: Set[str] = field(default_factory=set)
@@ -134,7 +136,7 @@ class Recorder:
         while True:
             now = time.monotonic()
             stopped = reason()
-            self._take_orders(now)
+            self._take_orders()
             self._decide_alone(now, stopped)
             self._record_due(now, stopped)
             if stopped or self.done:
@@ -148,7 +150,7 @@ class Recorder:
 
     # -- orders ------------------------------------------------------------------------------------------------------
 
-    def _take_orders(self, now: float) -> None:
+    def _take_orders(self) -> None:
         for path in sorted(self.orders.glob("*.json")) if self.orders.is_dir() else ():
             if path.name in self._seen:
                 continue
@@ -160,7 +162,8 @@ class Recorder:
             if self._own is not None and self._own.instant <= order.end + self.terms.cooldown_s:
                 self._own = None  # the same trouble
             self.rings.protect(True)
-            self._pending.append((now + order.end - time.time(), order))
+            realtime, monotonic = both()  # not `now`: a busy node may have read orders for a while since
+            self._pending.append((monotonic + order.end - realtime, order))
 
     def _decide_alone(self, now: float, stopped: Optional[str]) -> None:
         if self._own is None or (now < self._own_until and not stopped):
@@ -168,10 +171,7 @@ class Recorder:
         patience_s = self.terms.patience_s
         why = stopped or (f"the runner didn't answer for {patience_s:g} s" if patience_s else "there is no runner")
         self._taken.add(self._own.stamp)
-        due = (
-            now + self._own.end - time.time() if stopped else now
-        )  # stopped before its window was over: that is cut short
-        self._pending.append((due, replace(self._own, why_alone=why)))
+        self._pending.append((self._own_end, replace(self._own, why_alone=why)))
         self._own = None
 
     def _record_due(self, now: float, stopped: Optional[str]) -> None:
@@ -211,7 +211,7 @@ class Recorder:
                 self.emit("warning", why=f"trigger: {unknown}" + (f" ({unknown.hint})" if unknown.hint else ""))
             return
         if met:
-            self._fire(now, numbers)
+            self._fire(numbers)
 
     def _remember(self, look: _Look) -> None:
         apart = max(self.terms.every_s, self.terms.before_s / LOOKS_MOST)
@@ -220,13 +220,15 @@ class Recorder:
         while len(self._looks) > 1 and self._looks[1].at <= look.at - self.terms.before_s:
             self._looks.popleft()
 
-    def _fire(self, now: float, numbers: Mapping[str, float]) -> None:
-        instant, offset_s = time.time(), self.rings.offset[0]
+    def _fire(self, numbers: Mapping[str, float]) -> None:
+        (instant, monotonic), offset_s = both(), self.rings.offset[0]
         reference = instant - (offset_s or 0.0)
         self.rings.protect(True)
         self._own = Freeze(
             stamp_of(reference), self.node, self.terms.condition.text, dict(numbers), instant, reference,
             instant - self.terms.before_s, instant + self.terms.after_s, *self.rings.offset,
         )  # fmt: skip
-        self._own_until = now + max(self.terms.after_s, self.terms.patience_s)
+        # Not from `now` on: the look that saw it may have taken a while, and its window ends so long after the instant.
+        self._own_end = monotonic + self.terms.after_s
+        self._own_until = monotonic + max(self.terms.after_s, self.terms.patience_s)
         self.emit("trigger", **self._own.told())

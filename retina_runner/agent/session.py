@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Optional, Tuple
 
 from retina_runner.agent import ballast, bounds, release
-from retina_runner.agent.clock import NodeClock
+from retina_runner.agent.clock import NodeClock, both
 from retina_runner.agent.context import COMPLETE, PARTIAL, Gap, Record, Short, Verdict, Window, said, stamp_of, utc
 from retina_runner.agent.course import Course, sealed
 from retina_runner.agent.crew import Crew
@@ -161,7 +161,8 @@ class Session:
 
     def _arm(self, told: Release) -> None:
         self._window = Window(told.t0, self.plan.duration_s)
-        self._t0_monotonic = time.monotonic() + (told.t0 - time.time())
+        realtime, monotonic = both()
+        self._t0_monotonic = monotonic + (told.t0 - realtime)
         if time.monotonic() >= self._t0_monotonic + self.plan.duration_s:
             raise Failed(f"the window was over before this node was told of it (T0 {utc(told.t0)}, now {utc()})")
         self._base = f"{self.plan.prefix}-{stamp_of(told.reference_t0)}UTC"
@@ -240,11 +241,13 @@ class Session:
         self.stop.wait(SETTLED_S)
         for member in self._crew:
             self._crew.call(member, member.collector.opened, drop=False)
-        self._course.tell("capturing")
-        self.journal.emit("window", t0=utc(self._window.t0), late_s=round(self._late_s, 6), opened_s=round(opened_s, 6))
-        if self._writer is None:  # nobody needed it so far, and before T0 it would have kept other nodes waiting
+        if self._writer is None:
+            # Nobody needed it so far, and before T0 it would have kept other nodes waiting; a disk that fills from now on
+            # finds it begun.
             assert self._release is not None
             self._begin_archive(self._release)
+        self._course.tell("capturing")
+        self.journal.emit("window", t0=utc(self._window.t0), late_s=round(self._late_s, 6), opened_s=round(opened_s, 6))
         watch = bounds.Watch(
             self.plan.bounds, self.workspace.directory, self.workspace.size_bytes, self._tick, self._exceeded
         )

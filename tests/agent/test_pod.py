@@ -43,6 +43,8 @@ def begin(request: pytest.FixtureRequest, uid: str) -> Iterator[Begin]:
         prefix = ["ip", "netns", "exec", netns] if netns else []
         begun.append(subprocess.Popen([*prefix, "sleep", "1000"]))
         (group / "cgroup.procs").write_text(str(begun[-1].pid))
+        # Until ip(8) has become the command it may be in the node's own network.
+        eventually(lambda: Path(f"/proc/{begun[-1].pid}/comm").read_text() == "sleep\n", "the pod's process runs")
         return begun[-1]
 
     try:
@@ -91,7 +93,7 @@ def test_everything_is_the_pods_own_view(agent: Agent, lab: Lab, begin: Begin, u
     lab.inside(lab.b, "iptables-nft", "-A", "INPUT", "-p", "udp", "--dport", "7000")
     answer = check(agent, uid)
     assert answer["ok"], answer
-    agent.start(pod=pod(uid), duration_s=2.0, collectors=collectors())
+    agent.start(pod=pod(uid), duration_s=6.0, collectors=collectors())  # of it each verb takes an interpreter's start
     agent.until("ready")
     agent.release()
     agent.until("window")

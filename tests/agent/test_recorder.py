@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from retina_runner.agent.clock import SAMPLE_PRECISION_S
 from retina_runner.agent.counters import COUNTER, Snapshot
 from retina_runner.agent.recorder import Freeze, Recorder, Rings, Terms
 
@@ -48,6 +49,51 @@ def test_a_window_that_is_stopped_ends_then_and_says_so_whether_its_order_has_co
     assert freeze.stopped == "stopped by request"
     assert freeze.start < freeze.end <= time.time()
     assert bool(freeze.why_alone) == (not orders)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_nothing_is_recorded_before_its_window_is_over_however_slow_the_node_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    """Reading counters, or an order, may take a while: the instant of an event is after the look that saw it."""
+    recorded: list[float] = []
+    seconds, real = 0.3, Freeze.of
+
+    def counters() -> Snapshot:
+        time.sleep(seconds)
+        return no_ports(8)
+
+    def slow(order: dict[str, Any]) -> Freeze:
+        time.sleep(seconds)
+        return real(order)
+
+    monkeypatch.setattr(Freeze, "of", staticmethod(slow))
+    rings = Rings(lambda on: None, lambda freeze, *_: recorded.append(time.time() - freeze.end), counters)
+    recorder = Recorder(Terms.of({**TERMS, "after_s": 0.1}), "n1", tmp_path, lambda event, **fields: None, rings)
+    if alone:
+        recorder.begin(no_ports(7))
+    else:
+        end = time.time() + 0.5
+        order = {
+            "stamp": "x",
+            "node": "n2",
+            "condition": "",
+            "values": {},
+            "instant": end,
+            "reference": end,
+            "start": 0.0,
+            "end": end,
+        }
+        (tmp_path / "order.json").write_text(json.dumps(order))
+
+    def wait(seconds: float) -> bool:
+        time.sleep(0.01)
+        return False
+
+    recorder.run(1e12, wait, lambda: None)
+    assert len(recorded) == 1
+    # `counters` is read once more between the decision and the recording.
+    assert recorded[0] >= seconds - SAMPLE_PRECISION_S
 
 
 def no_ports(number: int) -> Snapshot:

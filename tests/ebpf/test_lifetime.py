@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -27,13 +28,14 @@ def held_by(pids: set[int]) -> dict[str, set[int]]:
     """Ids of the programs, maps and links that these processes hold: /proc/PID/fdinfo says them."""
     found: dict[str, set[int]] = {"prog": set(), "map": set(), "link": set()}
     for pid in pids:
-        for path in Path(f"/proc/{pid}/fdinfo").iterdir():
-            try:
-                text = path.read_text()
-            except OSError:
-                continue
-            for kind, ids in found.items():
-                ids |= {int(n) for n in re.findall(rf"^{kind}_id:\s*(\d+)", text, re.MULTILINE)}
+        with contextlib.suppress(FileNotFoundError):  # a process that only asked for something has ended since
+            for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+                try:
+                    text = path.read_text()
+                except OSError:
+                    continue
+                for kind, ids in found.items():
+                    ids |= {int(n) for n in re.findall(rf"^{kind}_id:\s*(\d+)", text, re.MULTILINE)}
     return found
 
 

@@ -220,7 +220,7 @@ def test_a_full_disk_here_keeps_the_copy_there(fleet: Fleet, tmp_path: Path, sma
 )
 def test_ctrl_c_in_each_phase(fleet: Fleet, tmp_path: Path, event: str, archived: bool) -> None:
     # A window, or a run, that doesn't end by itself before the signal has arrived: archives come at a snail's pace.
-    run = begin(fleet, tmp_path, lasting(30) if event == "window" else RUNBOOK, [1, 2], "--fetch-rate", "5kB/s")
+    run = begin(fleet, tmp_path, lasting(30) if event == "window" else RUNBOOK, [1, 2], "--fetch-rate", "40kB/s")
     run.wait_for(event)
     if event in ("window", "archive"):
         run.wait_for(event)

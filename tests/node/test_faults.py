@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from retina_runner.agent.collectors.tcpdump import Tcpdump
 from retina_runner.agent.supervisor import children_of
 from retina_runner.verification import verify_archive
 from tests.lab import REPOSITORY, RETINA_RUN, Lab, Run, eventually, processes, sh
@@ -237,6 +238,26 @@ def test_a_killed_tcpdump_costs_its_own_rest_only(lab: Lab, tmp_path: Path) -> N
     assert archive.manifest["collectors"]["iptables"]["status"] == "done"
     assert not verify_archive(archive.path).problems
     assert nothing_left(run)
+
+
+def test_a_tcpdump_that_is_kept_from_running_when_the_window_ends_loses_nothing(lab: Lab, tmp_path: Path) -> None:
+    """As on a node without a processor to spare: for longer than the overrun, with a block still to be read."""
+    run = Run(CAPTURE.replace("4s", "60s"), tmp_path, netns=lab.a)
+    run.wait_for("window")
+    lab.send("10.93.0.2", 9, 200)
+    kept = pids(run, "tcpdump -i")
+    for pid in kept:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        run.signal(signal.SIGINT)
+        run.wait_for("phase", phase="collecting")
+        time.sleep(Tcpdump.OVERRUN_S + 0.5)
+    finally:
+        for pid in kept:
+            os.kill(pid, signal.SIGCONT)
+    assert run.end() == 130, run.events
+    assert len(run.archive().pcap()) == 200
+    assert not any("still to read" in r for r in run.archive().verdict(".pcap")["reasons"])
 
 
 def test_a_killed_worker_is_packed_by_its_supervisor(lab: Lab, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, List, Mapping, Optional, Tuple
 
 from retina_runner.agent import process
 from retina_runner.agent.artefact import Artefact
+from retina_runner.agent.clock import both
 from retina_runner.agent.collectors import Collector
 from retina_runner.agent.context import COMPLETE, PARTIAL, Context, Gap, Verdict
 from retina_runner.agent.passing import is_full
@@ -45,7 +46,8 @@ class Command(Collector):
 
     def _repeat(self) -> None:
         assert self.context.window is not None
-        begun = time.monotonic() + (self.context.window.t0 - time.time())
+        realtime, monotonic = both()
+        begun = monotonic + (self.context.window.t0 - realtime)
         every, number = self.context.options["every"], 0
         while not self._over.wait(max(0.0, begun + number * every - time.monotonic())):
             try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Deque, Dict, List, Tuple
 
 from retina_runner.agent import pcap
+from retina_runner.agent.clock import both
 from retina_runner.agent.context import COMPLETE, HELD_BYTES, LOSSY, PARTIAL, UNKNOWN, Context, Verdict
 from retina_runner.agent.packets.ring import Ring
 from retina_runner.agent.packets.tap import (
@@ -16,13 +17,11 @@ from retina_runner.agent.packets.tap import (
     POLL_S,
     counts_of,
     read,
-    size_of,
     why_ended,
 )
 from retina_runner.agent.passing import is_full
 from retina_runner.agent.pcap import Cutter
 
-COUNTS_LIMIT_S = 3.0
 SETTLE_LIMIT_S = 15.0
 SETTLED_S = 1.5
 """tcpdump(8) asks libpcap for blocks at least every second."""
@@ -89,26 +88,15 @@ class HeldRing(Ring):
             counts = newer or counts
         return 0, counts
 
-    def _ask_counts(self) -> Dict[str, int]:
-        """tcpdump's counts from after this call; the newest that are known, if it doesn't say."""
-        before = size_of(self._log)
-        deadline = time.monotonic() + COUNTS_LIMIT_S
-        if self.running:
-            self._ask()
-            while time.monotonic() < deadline and self.running:
-                said = counts_of(read(self._log)[before:])
-                if "dropped_by_kernel" in said:
-                    return said
-                time.sleep(0.02)
-        return self.counts()
-
     # -- verdicts ------------------------------------------------------------------------------------------------------
 
     def _judge_losses(self, context: Context, verdict: Verdict, counts: Dict[str, int]) -> None:
         window = context.window
         assert window is not None
-        start = time.monotonic() - (time.time() - window.t0)
-        before = next((c for at, c in reversed(self._counted) if at <= start), {})
+        realtime, monotonic = both()
+        start = monotonic - (realtime - window.t0)
+        # A copy: whoever looks at the bounds each second appends to it meanwhile.
+        before = next((c for at, c in reversed(tuple(self._counted)) if at <= start), {})
         received = counts.get("received_by_filter", 0) - before.get("received_by_filter", 0)
         for what in ("kernel", "interface"):
             dropped = counts.get(f"dropped_by_{what}", 0) - before.get(f"dropped_by_{what}", 0)
@@ -138,6 +126,9 @@ class HeldRing(Ring):
             verdict.lower(PARTIAL, "the node's disk was full: packets may be missing")
         if any(c.broken for c in cutters):
             verdict.lower(UNKNOWN, "tcpdump's file holds a record that can't be read")
+
+    def drain(self) -> None:
+        """Each recording has waited for its own packets."""
 
     def wrap_up(self) -> None:
         """Nothing of it is archived at the end but the log, and whether it ran all the time."""

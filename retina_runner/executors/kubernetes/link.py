@@ -196,7 +196,7 @@ class PodLink:
         process = self._exec("clock", stdin=True)
         try:
             for _ in range(PINGS):
-                sent_wall, sent = time.time(), time.monotonic()
+                sent, sent_wall = time.monotonic(), time.time()  # in this order; see ServedLink.clock
                 process.write(b"\n")
                 answer = _line(process, 30.0)
                 took = time.monotonic() - sent

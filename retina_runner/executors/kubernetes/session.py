@@ -33,6 +33,7 @@ class Session:
         self._pods: dict[tuple[str, str], dict[str, Any]] = {}
         self._changed = threading.Condition()
         self._watched: set[str] = set()
+        self._listed: set[str] = set()
         self._shared: dict[str, Shared] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -121,6 +122,12 @@ class Session:
         with self._changed:
             return self._pods.get((namespace, job))
 
+    def wait_for_list(self, namespace: str, timeout_s: float) -> None:
+        """Return when it is known which pods there are, or after that time: until then there seem to be none."""
+        self._watch(namespace)
+        with self._changed:
+            self._changed.wait_for(lambda: namespace in self._listed, timeout_s)
+
     def wait_for_change(self, namespace: str, job: str, seen: Mapping[str, Any] | None, timeout_s: float) -> None:
         """Return when the Job's pod isn't what was seen any more, or after that time."""
         with self._changed:
@@ -147,6 +154,7 @@ class Session:
                     self._pods = {k: v for k, v in self._pods.items() if k[0] != namespace}
                     for pod in items:
                         self._pods[namespace, _job_of(pod)] = kept(pod)
+                    self._listed.add(namespace)
                     self._changed.notify_all()
                 delay_s = RELIST_FIRST_S
                 for event in self.api.watch(path, query, version, self._stop):

@@ -55,6 +55,7 @@ def wait_for_pod(
 def wait_until_gone(session: Session, namespace: str, job: str, limit_s: float) -> None:
     """Until the Job's pod isn't there any more, or for that time: the cluster goes on by itself."""
     deadline = time.monotonic() + limit_s
+    session.wait_for_list(namespace, limit_s)
     while (pod := session.pod(namespace, job)) is not None and time.monotonic() < deadline:
         session.wait_for_change(namespace, job, pod, 1.0)
 
