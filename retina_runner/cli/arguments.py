@@ -209,7 +209,11 @@ def parser() -> argparse.ArgumentParser:
     schedule.add_argument("runbook", metavar="RUNBOOK|list", help="a runbook; or `list`: what is installed here")
     schedule.add_argument("--on", metavar="CRON", help='when, as cron has it: "*/30 * * * *" (minute hour day month weekday)')  # fmt: skip
     schedule.add_argument(
-        "--as", dest="kind", choices=("systemd", "cron", "cronjob", "exporter", "daemonset"), default="systemd"
+        "--as",
+        dest="kind",
+        choices=("systemd", "cron", "cronjob", "exporter", "daemonset"),
+        default="systemd",
+        help="which of them; exporter and daemonset are always on (default: systemd)",
     )
     schedule.add_argument("--install", action="store_true", help="write it, and enable it")
     schedule.add_argument("--remove", action="store_true", help="take it away; its runs stay")

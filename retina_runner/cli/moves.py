@@ -13,10 +13,10 @@ from retina_runner.cli.resolve import Choices, Links, Places, Resolved, director
 from retina_runner.errors import DocumentError, UsageError
 from retina_runner.moving import Changes
 from retina_runner.rundir import RunDirectory
+from retina_runner.targets import Target
 
 if TYPE_CHECKING:
     from retina_runner.executors.kubernetes.choosing import Selected
-from retina_runner.targets import Target
 
 SETTLE_S, SETTLE_POLL_S = 10.0, 0.5
 """How long pods that are being made may take to have a node and an address; a deployment's new pod takes a second or two."""

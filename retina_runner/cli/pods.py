@@ -42,6 +42,9 @@ class Pods:
         except UsageError as error:
             path = (*capture.path, "nodes", "kubernetes")
             raise DocumentError([runbook.problem(path, str(error))]) from None
+        if selected.missing:
+            path = (*capture.path, "nodes", "kubernetes", "pod_names")
+            raise DocumentError([runbook.problem(path, message) for message in selected.missing])
         shelves = sorted({str(u.options["base"]) for u in runbook.uploads if u.kind == "host_path"})
         claim = str((nodes.selection.get("job") or {}).get("claim") or "")
         if claim and len(shelves) != 1:

@@ -7,7 +7,7 @@ cordoned, tainted, not ready or of another system is chosen, and says so when it
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -28,6 +28,7 @@ OWNERS = {
 }  # fmt: skip
 IMAGE_VARIABLE = "RETINA_RUN_NODE_IMAGE"
 POD_KEYS = ("pods", "pod_names", "owner", "service")
+ALIVE = ("Running", "Pending")
 INSIDE = "pod-netns"
 """The `scope` of a capture inside each pod's network namespace."""
 STATIC_UID = "kubernetes.io/config.hash"
@@ -49,11 +50,13 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Choice:
-    """The nodes in the order of their names. `unsettled` pods are meant too, and have no node or no address yet."""
+    """The nodes in the order of their names. `unsettled` pods are meant too, and have no node or no address yet; `missing`
+    says of each pod that was named and isn't there what is near."""
 
     nodes: tuple[Chosen, ...]
     notes: tuple[str, ...] = ()
     unsettled: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 class NoPods(UsageError):
@@ -70,6 +73,7 @@ class Selected:
     settings: JobSettings
     notes: tuple[str, ...] = ()
     unsettled: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     def reach(self, node: str, token: str, number: int, ready_timeout_s: float) -> PodReach:
         """The Job of that number, on that node."""
@@ -89,7 +93,7 @@ def select(selection: Mapping[str, Any]) -> Selected:
     context = kubeconfig.find(str(selection.get("kubeconfig") or ""), str(selection.get("context") or ""))
     settings = _settings(selection, context.namespace)
     found = choose(Api(kubeconfig.Access(context)), selection, context.namespace)
-    return Selected(found.nodes, context.files, context.name, settings, found.notes, found.unsettled)
+    return Selected(found.nodes, context.files, context.name, settings, found.notes, found.unsettled, found.missing)
 
 
 def _settings(selection: Mapping[str, Any], default_namespace: str) -> JobSettings:
@@ -122,9 +126,11 @@ def choose(api: Api, selection: Mapping[str, Any], default_namespace: str) -> Ch
         nodes = _nodes(api, selection)
         if not by_pods(selection):
             return Choice(tuple(Chosen(n) for n in sorted(nodes)), notes_of(nodes[n] for n in sorted(nodes)))
-        chosen, unsettled = _of_pods(api, selection, default_namespace, nodes)
+        chosen, unsettled, missing = _of_pods(api, selection, default_namespace, nodes)
         notes = [f"pod {name} has no address yet; it is looked for again before T0" for name in unsettled]
-        return Choice(chosen, (*notes_of(nodes[n] for n in dict.fromkeys(c.node for c in chosen)), *notes), unsettled)
+        return Choice(
+            chosen, (*notes_of(nodes[n] for n in dict.fromkeys(c.node for c in chosen)), *notes), unsettled, missing
+        )
     except Denied as denied:
         raise UsageError(f"Kubernetes, context {api.access.context.name}: {denied}") from None
     except NoCredential as none:
@@ -171,12 +177,12 @@ def _looked_at(node: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_pods(
     api: Api, selection: Mapping[str, Any], default_namespace: str, nodes: Mapping[str, Any]
-) -> tuple[tuple[Chosen, ...], tuple[str, ...]]:
-    """The nodes for their pods, and the names of pods that are to come."""
+) -> tuple[tuple[Chosen, ...], tuple[str, ...], tuple[str, ...]]:
+    """The nodes for their pods, the names of pods that are to come, and what there is to say of those that aren't there."""
     namespaces = _namespaces(api, selection, default_namespace)
     found = [pod for namespace in namespaces for pod in _pods(api, selection, namespace)]
     inside = selection.get("scope") == INSIDE
-    alive = [p for p in found if p["status"].get("phase") in ("Running", "Pending")]
+    alive = [p for p in found if p["status"].get("phase") in ALIVE]
     # The packets of a pod that is about to end are still its packets; its namespace is about to be taken apart.
     alive = [p for p in alive if not (inside and p["metadata"].get("deletionTimestamp"))]
     on: dict[str, list[dict[str, Any]]] = {}
@@ -198,7 +204,26 @@ def _of_pods(
         ]
     else:
         chosen = [Chosen(node, scope_of(pods), pods=tuple(map(told, pods))) for node, pods in sorted(on.items())]
-    return tuple(chosen), tuple(unsettled)
+    return tuple(chosen), tuple(unsettled), tuple(_missing(api, selection, namespaces, found))
+
+
+def _missing(
+    api: Api, selection: Mapping[str, Any], namespaces: Sequence[str], found: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """Of each pod that is named, by itself or besides other words, and that no namespace has: what is near."""
+    known = {p["metadata"]["name"] for p in found}
+    absent = [name for name in selection.get("pod_names") or () if name not in known]
+    if not absent:
+        return
+    there = {p["metadata"]["name"] for n in namespaces for p in api.pages(f"/api/v1/namespaces/{quote(n)}/pods")}
+    for name in absent:
+        if name not in there:  # else other words leave it out, which they are there for
+            hint = nearest(name, sorted(there))
+            yield f"no pod of {_where(namespaces)} is called {name}" + (f"; {hint}" if hint else "")
+
+
+def _where(namespaces: Sequence[str]) -> str:
+    return f"namespace {namespaces[0]}" if len(namespaces) == 1 else f"{len(namespaces)} namespaces"
 
 
 def name_of(pod: Mapping[str, Any]) -> str:
@@ -282,10 +307,12 @@ def _one(api: Api, path: str, name: str, kind: str, namespace: str) -> Any:
 
 
 def _no_pod(api: Api, selection: Mapping[str, Any], namespaces: Sequence[str], found: Sequence[Any]) -> str:
-    where = f"namespace {namespaces[0]}" if len(namespaces) == 1 else f"{len(namespaces)} namespaces"
-    meant = ", ".join(
-        f"{k} {selector_text(selection[k]) if k == 'pods' else selection[k]}" for k in POD_KEYS if selection.get(k)
-    )
+    where = _where(namespaces)
+    words = {k: selection[k] for k in POD_KEYS if selection.get(k)}
+    words |= {"pods": selector_text(words["pods"])} if "pods" in words else {}
+    meant = ", ".join(f"{k} {' '.join(word) if isinstance(word, list) else word}" for k, word in words.items())
+    if found and not any(p["status"].get("phase") in ALIVE for p in found):
+        return f"{len(found)} pods of {where} match {meant}, and all of them have ended"
     if found:
         return f"{len(found)} pods of {where} match {meant}, and none of them is on a chosen node"
     pods = [p for n in namespaces[:5] for p in api.pages(f"/api/v1/namespaces/{quote(n)}/pods")]

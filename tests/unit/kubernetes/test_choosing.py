@@ -139,12 +139,26 @@ def test_pods_with_the_nodes_network_are_known_by_their_ports() -> None:
         ({"owner": "deployment/wbe"}, "no deployment wbe; did you mean web"),
         ({"owner": "cronjob/x"}, "expected one of deployment"),
         ({"service": "out"}, "service out of namespace shop selects no pods"),
+        ({"pod_names": ["done"]}, "1 pods of namespace shop match pod_names done, and all of them have ended"),
+        ({"pods": "app=web", "nodes": ["node-a"], "pod_names": ["web-2"]}, "none of them is on a chosen node"),
         ({"pods": "app=web", "nodes": ["node-c"]}, "match pods app=web, and none of them is on a chosen node"),
     ],
 )  # fmt: skip
 def test_no_match_says_what_is_near(selection: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         chosen(**selection)
+
+
+def test_of_several_pods_that_are_named_none_is_left_out_silently() -> None:
+    found = choose(cast(Api, FakeListing(OBJECTS)), {"pod_names": ["web-1", "web-7", "db-1"]}, "shop")
+    assert found.missing == ("no pod of namespace shop is called web-7; did you mean web-2?",)
+    assert [c.node for c in found.nodes] == [
+        "node-a",
+        "node-b",
+    ]  # what a later look goes by, when one of them is being replaced
+    # One that other words leave out is there.
+    narrowed = choose(cast(Api, FakeListing(OBJECTS)), {"pod_names": ["web-1", "db-1"], "pods": "app=web"}, "shop")
+    assert narrowed.missing == ()
 
 
 def test_nodes_that_may_not_do_are_named() -> None:
