@@ -79,15 +79,30 @@ class Delivery:
                     raise NotStored(f"upload to {place.describe()} can't work: {why}") from None
 
     def reach(self, local: bool, call: Call) -> list[dict[str, Any]]:
-        """Which stores, of those that nodes may store at, a node gets through to now: `target`, `ok` and `why` of each.
+        """Which stores, of those that nodes may store at, a node gets through to now, and where it could keep archives itself:
+        `target`, `ok` and `why` of each.
 
-        Raises LinkLost. Nothing is asked of a node that is this machine: the pre-flight has been there.
+        Raises LinkLost. Of stores nothing is asked of a node that is this machine: the pre-flight has been there.
         """
         asked = [] if local else [(p, where) for p in self.places if (where := _place(p)) is not None]
+        shelves = [p for p in self.places if p.target is None]
+        answers = _reached([where for _, where in asked], call, [dict(p.options) for p in shelves])
         return [
             {"target": place.describe(), **answer}
-            for (place, _), answer in zip(asked, _reached([where for _, where in asked], call), strict=True)
+            for place, answer in zip([*(p for p, _ in asked), *shelves], answers, strict=True)
         ]
+
+    def refused(self, reached: Sequence[Mapping[str, Any]]) -> Mapping[str, str] | None:
+        """What keeps a node that has said this from being asked for archives; a store that it doesn't reach is the runner's."""
+        shelves = {p.describe() for p in self.places if p.target is None}
+        for answer in reached:
+            if not answer["ok"] and answer["target"] in shelves:
+                return {
+                    "what": "upload host_path",
+                    "why": answer["why"],
+                    "hint": "name another base, or make this one writable",
+                }
+        return None
 
     # -- from the node ---------------------------------------------------------------------------------------------------
 
@@ -258,14 +273,17 @@ def _place(place: Place) -> dict[str, Any] | None:
     return place.target.place() if place.target is not None and place.target.via != "runner" else None
 
 
-def _reached(places: Sequence[Mapping[str, Any]], call: Call) -> list[dict[str, Any]]:
-    if not places:
+def _reached(
+    places: Sequence[Mapping[str, Any]], call: Call, shelves: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    if not places and not shelves:
         return []
     try:
-        answer = call("reach", stdin=json.dumps({"places": places}).encode(), limit_s=REACH_LIMIT_S)
-        return [{"ok": bool(a["ok"]), "why": redact(str(a["why"]))} for a in answer["places"]]
+        asked = {"places": places, "shelves": shelves}
+        answer = call("reach", stdin=json.dumps(asked).encode(), limit_s=REACH_LIMIT_S)
+        return [{"ok": bool(a["ok"]), "why": redact(str(a["why"]))} for a in (*answer["places"], *answer["shelves"])]
     except LinkRefused as refused:
-        return [{"ok": False, "why": refused.why}] * len(places)
+        return [{"ok": False, "why": refused.why}] * (len(places) + len(shelves))
 
 
 def as_record(delivery: Delivery) -> dict[str, Any]:

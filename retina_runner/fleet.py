@@ -309,7 +309,9 @@ class Fleet:
         self._say("node-check", target, ok=report["ok"], problems=problems,
                   facts={"kernel": report["host"]["kernel"], "distribution": report["host"]["distribution"],
                          "free_bytes": report["disk"]["free_bytes"]}, **stores)  # fmt: skip
-        return None if report["ok"] else next(p for p in report["problems"] if p["severity"] == "fatal")
+        if not report["ok"]:
+            return next(p for p in report["problems"] if p["severity"] == "fatal")  # type: ignore[no-any-return]
+        return self._delivery.refused(reached)
 
     def _bring_back(self, target: Target, follower: Follower) -> None:
         if follower.duties is not None:

@@ -37,7 +37,7 @@ VERBS: Dict[str, Tuple[str, bool, _Options]] = {
     "bytecode": ("print the BPF programs that were compiled here", True, {}),
     "stop": ("end the window now and archive what is there", True, {}),
     "remove": ("end without an archive, and delete DIRECTORY", True, {}),
-    "reach": ("which of the places on stdin does this node get through to?", False, {}),
+    "reach": ("which of the places on stdin does this node get through to, and where could it keep an archive itself?", False, {}),
     "clock": ("answer each line on stdin with this node's Unix time", False, {}),
     "serve": ("answer requests on stdin, one a line: all verbs over one connection", False, {}),
     "hold": ("be a pod's first process: wait --limit seconds for the first plan, and while agents work below DIRECTORY; carry "
@@ -250,9 +250,16 @@ def _fetch(chosen: SimpleNamespace) -> int:
 
 
 def _reach(chosen: SimpleNamespace) -> int:
-    from retina_runner.agent.upload import reach
+    from retina_runner.agent import shelf
 
-    _say({"ok": True, "places": reach(json.loads(sys.stdin.buffer.read())["places"])})
+    asked = json.loads(sys.stdin.buffer.read())
+    shelves = [shelf.refusal(options) for options in asked.get("shelves", ())]
+    answer = {"ok": True, "places": [], "shelves": [{"ok": not why, "why": why} for why in shelves]}
+    if asked.get("places"):  # only who asks for a store pays for TLS
+        from retina_runner.agent.upload import reach
+
+        answer["places"] = reach(asked["places"])
+    _say(answer)
     return 0
 
 

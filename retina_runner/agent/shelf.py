@@ -54,6 +54,26 @@ def keep(archive: Path, sha256: str, options: Mapping[str, Any]) -> Dict[str, An
             pass
 
 
+def refusal(options: Mapping[str, Any]) -> str:
+    """Why no archive could be kept there, as far as that can be known beforehand; empty if one could. Touches nothing."""
+    base, path = Path(str(options["base"])), str(options["path"])
+    place = base
+    while not place.exists():
+        place = place.parent
+    if place == base:
+        for part in path.split("/"):
+            if (place / part).is_symlink():
+                return f"{place / part} is a link"
+            if not (place / part).exists():
+                break
+            place = place / part
+    if not place.is_dir():
+        return f"{place} is not a directory"
+    if not os.access(str(place), os.W_OK | os.X_OK):
+        return f"{place} may not be written by this user, or is read-only"
+    return ""
+
+
 def place(part: Path, target: Path) -> None:
     """Give a whole file its name, and replace nothing. Raises OSError (FileExistsError).
 

@@ -126,7 +126,12 @@ def _ask(resolved: Resolved, links: Links, number: int, delivery: Delivery) -> d
         link.install(resolved.agent)
         try:
             answer = link.call("check", "--directory", work_directory_of(resolved, plan), stdin=supplied)
-            return {**answer, "stores": delivery.reach(plan.executor == "local", link.call)}
+            stores = delivery.reach(plan.executor == "local", link.call)
+            refused = delivery.refused(stores)
+            if refused is not None:
+                fatal = [{"severity": "fatal", **refused}]
+                return {**answer, "ok": False, "problems": [*answer["problems"], *fatal]}
+            return {**answer, "stores": stores}
         finally:
             link.call("remove", directory_of(resolved, plan, number))
     except LinkRefused as refused:
@@ -207,7 +212,8 @@ def conduct(how: Conduct, begin: Mapping[str, Any], chosen: argparse.Namespace, 
         _publish(how, recorder.report)
     for problem in how.delivery.conclude(how.directory.summary.read_bytes()):
         print(f"retina-run: {problem}", file=sys.stderr)
-    if status == Exit.NOT_UPLOADED:
+    finishable = {p.describe() for p in how.delivery.places if p.target is not None}
+    if any(u.state == "failed" and u.target in finishable for n in recorder.report.nodes for u in n.uploads):
         print(f"retina-run: to finish the uploads: retina-run upload {how.directory.path}", file=sys.stderr)
     return status
 

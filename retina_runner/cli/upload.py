@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 from retina_runner.cli.resume import open_run, refuse_running
@@ -35,7 +36,14 @@ def _upload(chosen: argparse.Namespace) -> int:
             delivery.begin_with(node.id, parcel, stored)
             if set(wanted) - stored:
                 open_nodes.append((node, path))
+    shelves = {p.describe() for p in delivery.places if p.target is None}
+    unkept = [(n, u) for n in report.nodes for u in n.uploads if u.target in shelves and u.state == "failed"]
+    for node, upload in unkept:  # nodes keep their own archives at the end of a run, and have none any more
+        print(f"retina-run: {node.id}: not kept in {upload.target} ({upload.why}), and its node's copy has gone: "
+              f"{node.archive} is what there is", file=sys.stderr)  # fmt: skip
     if not open_nodes:
+        if unkept:
+            return Exit.NOT_UPLOADED
         print(f"{directory.path}: every archive is where it should be")
         return Exit.OK
     try:

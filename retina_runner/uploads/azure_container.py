@@ -77,7 +77,9 @@ class AzureContainer:
                     Secret(part.partition("=")[2])
             return ContainerClient.from_connection_string(text, self._name, **settings)
         text = text.lstrip("?")
-        Secret(parse_qs(text).get("sig", [""])[0])
+        if "sig" not in parse_qs(text):
+            raise NotStored(f"{self._credential}: neither a SAS, which has a sig=, nor a connection string")
+        Secret(parse_qs(text)["sig"][0])
         return ContainerClient.from_container_url(f"{self.url}?{text}", **settings)
 
     def trouble(self, error: Exception) -> NotStored:

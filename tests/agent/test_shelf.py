@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from retina_runner.agent.shelf import NotKept, keep, place
+from retina_runner.agent.shelf import NotKept, keep, place, refusal
 
 DAY_S = 86400
 
@@ -106,3 +106,20 @@ def test_a_link_on_the_way_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotKept, match="link"):
         put(tmp_path)
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_where_nothing_could_be_kept_is_known_beforehand_and_nothing_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "link").symlink_to(tmp_path)
+    (tmp_path / "base" / "there").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for base, path, why in (
+        ("file/base", "x", "file is not a directory"),
+        ("base", "link/x", "base/link is a link"),
+        ("base", "there/x", ""),
+        ("base/not/yet", "x/y", ""),
+    ):
+        said = refusal({"base": str(tmp_path / base), "path": path})
+        assert said == (f"{tmp_path}/{why}" if why else "")
+    assert sorted(tmp_path.rglob("*")) == before

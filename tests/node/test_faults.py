@@ -464,6 +464,36 @@ def test_a_work_directory_that_can_not_be_made_is_told_by_check_and_run(lab: Lab
     assert "capturing" not in done.stdout
 
 
+SHELF = "{{name: shelf, duration: 3s, captures: [{{collect: [iptables]}}], upload: [{{host_path: {{path: incidents, base: {base}}}}}]}}"
+
+
+def test_a_node_that_could_keep_nothing_where_host_path_says_is_told_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = Run(SHELF.format(base=tmp_path / "file" / "base"), tmp_path)
+    assert run.end() == 2
+    (failed,) = [e for e in run.events if e["event"] == "node-failed"]
+    assert (failed["what"], failed["why"]) == ("upload host_path", f"{tmp_path}/file is not a directory")
+    assert nothing_left(run)
+    checked = retina_run("--check", str(tmp_path / "runbook.yaml"), "--work-dir", str(run.work))
+    assert checked.returncode == 2
+    assert "problem: upload host_path: " in checked.stdout
+
+
+def test_what_a_node_could_not_keep_is_here_and_upload_does_not_claim_otherwise(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    run = Run(SHELF.format(base=base), tmp_path)
+    run.wait_for("window")
+    base.write_text("somebody made a file of it")
+    assert run.end() == 5, run.events
+    assert "to finish the uploads" not in run.stderr  # nobody could
+    (made,) = (tmp_path / "runs").iterdir()
+    again = retina_run("upload", str(made))
+    assert again.returncode == 5, again
+    assert f"not kept in {base}/incidents on the node" in again.stderr
+    (archive,) = (made / "archives").iterdir()
+    assert str(archive) in again.stderr
+
+
 def test_an_interface_that_goes_away_in_the_window_costs_no_verdict(lab: Lab, tmp_path: Path) -> None:
     """As those of pods do all the time. What it had counted is in the delta as `vanished`."""
     lab.inside(lab.a, "ip", "link", "add", "pod0", "type", "veth", "peer", "name", "pod1")

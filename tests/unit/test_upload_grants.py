@@ -66,3 +66,11 @@ def test_a_bucket_without_credentials_signs_nothing(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(NotStored, match="Unable to locate credentials"):
         S3Target({"bucket": "captures", "endpoint_url": "http://127.0.0.1:1"}).place()
+
+
+def test_what_is_neither_a_sas_nor_a_connection_string_is_told_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAS", "canary-7f3a")
+    container = AzureContainer({"container_url": "https://acct.blob.core.windows.net/c", "credential": "env:SAS"})
+    with pytest.raises(NotStored, match="env:SAS: neither a SAS, which has a sig=, nor a connection string") as raised:
+        container.client()
+    assert "canary" not in str(raised.value)
