@@ -101,12 +101,6 @@ class OverlapError(RetinaRunError):
     exit_code = Exit.OVERLAP
 
 
-class NodeError(RetinaRunError):
-    """A node can't be reached, or can't do what the plan asks. Ends that node, never the others."""
-
-    exit_code = Exit.SOME_FAILED
-
-
 class ArchiveError(RetinaRunError):
     """An archive is truncated, altered, or not one of ours."""
 

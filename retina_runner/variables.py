@@ -16,7 +16,6 @@ from retina_runner.errors import Problem, UsageError
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^}]*)\}|\$\{")
-Scalar = str | int | float | bool
 
 
 def parse_extra(words: Sequence[str]) -> dict[str, tuple[Any, str]]:

@@ -27,6 +27,7 @@ TOOLS = {
     "ipset": ("ipset", "ipset", "IP sets"),
     "conntrack": ("conntrack", "conntrack-tools", "connection tracking"),
     "ethtool": ("ethtool", "ethtool", "interface statistics"),
+    "zstd": ("zstd", "zstd", "archives with `compression: zstd`"),
     "setpriv": ("util-linux", "util-linux", "ends processes when the agent is killed"),
     "prlimit": ("util-linux", "util-linux", "bounds files when the agent can't"),
 }

@@ -76,7 +76,8 @@ def cron_object(
 
 def runner_pod(schedule: Schedule, unit: str, image: str, claim: str, variables: Mapping[str, str]) -> dict[str, Any]:
     """The runner's pod. `unit` is the name of its service account, of the ConfigMap that holds `runbook.yaml`, and of the
-    Secret that holds the variables which the runbook names.
+    Secret that holds the variables which the runbook names. Where that isn't there the run says which one it misses; a pod that
+    waited for it would hold up all later ones.
     """
     volume = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
     return {
@@ -94,7 +95,7 @@ def runner_pod(schedule: Schedule, unit: str, image: str, claim: str, variables:
                 "workingDir": WORK,
                 "env": [
                     *({"name": k, "value": v} for k, v in {"HOME": WORK, **variables}.items()),
-                    *({"name": s, "valueFrom": {"secretKeyRef": {"name": unit, "key": s}}} for s in schedule.secrets),
+                    *({"name": s, "valueFrom": {"secretKeyRef": {"name": unit, "key": s, "optional": True}}} for s in schedule.secrets),
                 ],
                 "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
                                     "capabilities": {"drop": ["ALL"]}},

@@ -181,7 +181,7 @@ def test_a_cron_job_has_its_secrets_from_a_secret(tmp_path: Path, capsys: pytest
     (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     assert {
         "name": "S3_KEYS",
-        "valueFrom": {"secretKeyRef": {"name": "retina-run-night", "key": "S3_KEYS"}},
+        "valueFrom": {"secretKeyRef": {"name": "retina-run-night", "key": "S3_KEYS", "optional": True}},
     } in container["env"]
     assert "its secrets (S3_KEYS, STORE_PROXY) are to be keys of a Secret retina-run-night in the namespace ops" in said
     assert "not in the pod, unless you mount it there: file:/run/secrets/sas" in said
