@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from retina_runner.uploads import NotStored
 from retina_runner.verification import verify_archive
 from retina_runner.views import View
 
+KEPT_SHOWN = 5
 UPLOAD_SLACK_S = 900.0
 """How long fetching and storing may take at the end of a run; a credential has to live so long."""
 
@@ -212,10 +213,26 @@ def conduct(how: Conduct, begin: Mapping[str, Any], chosen: argparse.Namespace, 
         _publish(how, recorder.report)
     for problem in how.delivery.conclude(how.directory.summary.read_bytes()):
         print(f"retina-run: {problem}", file=sys.stderr)
+    if how.terms.keep:
+        for line in _kept(recorder.report, how.directory):
+            print(f"retina-run: {line}", file=sys.stderr)
     finishable = {p.describe() for p in how.delivery.places if p.target is not None}
     if any(u.state == "failed" and u.target in finishable for n in recorder.report.nodes for u in n.uploads):
         print(f"retina-run: to finish the uploads: retina-run upload {how.directory.path}", file=sys.stderr)
     return status
+
+
+def _kept(report: RunReport, directory: RunDirectory) -> Iterator[str]:
+    """What `--keep` has left for a look, and what takes it away."""
+    there = [n for n in report.nodes if n.started and not n.removed and not n.trigger]
+    for node in there[:KEPT_SHOWN]:
+        job = (node.reach or {}).get("job")
+        place = f"Job {(node.reach or {}).get('namespace')}/{job}" if job else node.directory
+        yield f"kept for a look: {node.id}: {place}"
+    if len(there) > KEPT_SHOWN:
+        yield f"kept for a look: and on {len(there) - KEPT_SHOWN} more nodes"
+    if there:
+        yield f"retina-run cleanup {directory.path} removes it"
 
 
 def _publish(how: Conduct, report: RunReport) -> None:

@@ -244,7 +244,9 @@ def _uploads(draft: Draft, output: Mapping[str, Any]) -> list[dict[str, Any]]:
         below = text.removeprefix(BASE_DIRECTORY).rstrip("/")
         if below.startswith("/") or ".." in below.split("/") or below in ("", "."):
             draft.refuse(
-                path, f"{text} isn't a folder below the node's base directory", "for example hostPath: incidents"
+                path,
+                f"{text} isn't a folder below {BASE_DIRECTORY}, where nodes keep captures",
+                "for example hostPath: incidents",
             )
         put("host_path", {"path": literal(below), "base": BASE_DIRECTORY.rstrip("/")}, path)
     if "persistentVolumeClaim" in output:

@@ -178,6 +178,19 @@ def test_a_killed_runner_s_jobs_go_by_cleanup(runs: Runs, cluster: Api, namespac
     assert done.returncode == 0, (done.stdout, done.stderr)
 
 
+def test_what_is_kept_for_a_look_is_named_and_goes_by_cleanup(runs: Runs, cluster: Api, namespace: str) -> None:
+    nodes = sorted(cluster.ready())[:2]
+    run = runs.start(runbook(namespace, nodes, duration="2s"), "--keep")
+    assert run.end() == 0, (run.events, cluster.state())
+    assert len(by_node(run)) == 2
+    assert runs.left()
+    assert run.stderr.count(f"Job {namespace}/") == 2, run.stderr
+    assert run.stderr.count("kept for a look: ") == 2
+    done = runs.command("cleanup", str(run.directory))
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    cluster.eventually(lambda: not runs.left(), "nothing is left")
+
+
 def test_ctrl_c_in_the_window_keeps_what_is_there(runs: Runs, cluster: Api, namespace: str) -> None:
     nodes = sorted(cluster.ready())[:2]
     run = runs.start(runbook(namespace, nodes, duration="300s"))

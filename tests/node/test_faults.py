@@ -494,6 +494,18 @@ def test_what_a_node_could_not_keep_is_here_and_upload_does_not_claim_otherwise(
     assert str(archive) in again.stderr
 
 
+def test_what_is_kept_for_a_look_is_named_and_goes_by_cleanup(tmp_path: Path) -> None:
+    run = Run("{name: look, duration: 1s, captures: [{collect: [iptables]}]}", tmp_path, "--keep")
+    assert run.end() == 0, run.events
+    (kept,) = [p for p in run.work.iterdir() if p.is_dir()]
+    assert f"kept for a look: {run.archive().manifest['node']}: {kept}" in run.stderr
+    assert (kept / "events.jsonl").exists()
+    (made,) = (tmp_path / "runs").iterdir()
+    assert f"retina-run cleanup {made} removes it" in run.stderr
+    assert retina_run("cleanup", str(made)).returncode == 0
+    assert nothing_left(run)
+
+
 def test_an_interface_that_goes_away_in_the_window_costs_no_verdict(lab: Lab, tmp_path: Path) -> None:
     """As those of pods do all the time. What it had counted is in the delta as `vanished`."""
     lab.inside(lab.a, "ip", "link", "add", "pod0", "type", "veth", "peer", "name", "pod1")

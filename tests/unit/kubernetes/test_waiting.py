@@ -11,7 +11,7 @@ import pytest
 from retina_runner.executors.kubernetes import kubeconfig
 from retina_runner.executors.kubernetes import session as sessions
 from retina_runner.executors.kubernetes.session import Session
-from retina_runner.executors.kubernetes.waiting import wait_until_gone
+from retina_runner.executors.kubernetes.waiting import unfit, wait_until_gone
 
 POD = {
     "metadata": {"name": "job-1-x", "labels": {"batch.kubernetes.io/job-name": "job-1"}},
@@ -59,3 +59,24 @@ def test_a_pod_that_is_not_known_of_yet_is_not_gone(monkeypatch: pytest.MonkeyPa
         session.close()
     assert not waiting.is_alive()
     assert session.pod("here", "job-1") is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "ready", "why"),
+    [
+        ({"kubernetes.io/os": "windows"}, "True", "it runs windows; the agent needs Linux"),
+        ({"kubernetes.io/os": "linux"}, "True", ""),
+        ({}, "True", ""),
+        ({}, "Unknown", "not ready: NodeStatusUnknown: Kubelet stopped posting node status."),
+    ],
+)
+def test_a_node_on_which_nothing_of_ours_runs_is_refused_with_its_reason(
+    labels: dict[str, str], ready: str, why: str
+) -> None:
+    said = {"reason": "NodeStatusUnknown", "message": "Kubelet stopped posting node status."} if ready != "True" else {}
+    node = {
+        "metadata": {"labels": labels},
+        "spec": {},
+        "status": {"conditions": [{"type": "Ready", "status": ready, **said}]},
+    }
+    assert unfit(node) == why
