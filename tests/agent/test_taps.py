@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from retina_runner import schema
 from retina_runner.agent import collectors
 from retina_runner.agent.archive import ArchiveWriter
 from retina_runner.agent.context import Context, Record, Window
+from retina_runner.agent.packets import tap
 from tests.lab import Lab, within
 
 pytestmark = pytest.mark.root
@@ -41,3 +44,48 @@ def test_a_log_that_cannot_be_written_costs_no_packets_and_no_verdict(two_links:
     found = {v.artefact: (v.verdict, v.counts["in_window"]) for v in made.record.verdicts}
     assert found == {"base-eth0.pcap": ("complete", 50), "base-eth1.pcap": ("complete", 50)}
     assert made.record.packets == {"base-eth0.pcap": 50, "base-eth1.pcap": 50}
+
+
+STEADY = """
+import socket
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+print("sending", flush=True)
+while True:
+    sender.sendto(b"x", ("127.0.0.1", 9))
+"""
+
+
+def test_a_loopback_that_never_rests_is_read_to_the_window_s_end(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel counts each of its packets twice, and libpcap tells one: tcpdump's counts never meet."""
+    monkeypatch.setattr(tap, "DRAIN_LIMIT_S", 2.0)
+    options = {
+        **schema.normalise({"interfaces": ["lo"]}, schema.load("collectors/tcpdump")),
+        "expression": "udp port 9",
+    }
+    for folder in ("out", "raw"):
+        (tmp_path / folder).mkdir()
+    made = Context("tcpdump", options, tmp_path / "out", tmp_path / "raw", Record(), lambda event, **fields: None)
+    writer = ArchiveWriter(tmp_path / "base.tar.gz", "base", 0)
+    with within(lab.a):
+        steady = subprocess.Popen([sys.executable, "-c", STEADY], stdout=subprocess.PIPE)
+        collector = collectors.load("tcpdump", made)
+        try:
+            assert steady.stdout is not None
+            steady.stdout.readline()
+            collector.prepare()
+            t0 = time.time() + 1.0
+            end = t0 + 8.0
+            made.arm(Window(t0, 8.0), "base", writer.open_member, lambda: ((int(t0 * 1e9), int(end * 1e9)),))
+            collector.begin()
+            time.sleep(end + collector.OVERRUN_S - time.time())
+            collector.finish()
+        finally:
+            steady.kill()
+            steady.wait()
+            collector.abandon()
+            writer.abandon()
+    (verdict,) = made.record.verdicts
+    assert verdict.counts["received_by_filter"] > 1.5 * verdict.counts["captured"]
+    assert not [reason for reason in verdict.reasons if "still reading" in reason]

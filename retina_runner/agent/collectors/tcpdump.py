@@ -62,10 +62,6 @@ class Tcpdump(Collector):
             number += "-" + re.sub(r"[^A-Za-z0-9_.-]", "_", interface)
         return number
 
-    def end(self) -> None:
-        for tap in self._taps:
-            tap.over()
-
     def protect(self, on: bool) -> None:
         for tap in self._taps:
             tap.protected = on

@@ -17,11 +17,13 @@ from retina_runner.agent.packets.tap import (
     POLL_S,
     counts_of,
     read,
+    size_of,
     why_ended,
 )
 from retina_runner.agent.passing import is_full
 from retina_runner.agent.pcap import Cutter
 
+COUNTS_LIMIT_S = 3.0
 SETTLE_LIMIT_S = 15.0
 SETTLED_S = 1.5
 """tcpdump(8) asks libpcap for blocks at least every second."""
@@ -87,6 +89,19 @@ class HeldRing(Ring):
                 moved_at = time.monotonic()
             counts = newer or counts
         return 0, counts
+
+    def _ask_counts(self) -> Dict[str, int]:
+        """tcpdump's counts from after this call; the newest that are known, if it doesn't say."""
+        before = size_of(self._log)
+        deadline = time.monotonic() + COUNTS_LIMIT_S
+        if self.running:
+            self._ask()
+            while time.monotonic() < deadline and self.running:
+                said = counts_of(read(self._log)[before:])
+                if "dropped_by_kernel" in said:
+                    return said
+                time.sleep(0.02)
+        return self.counts()
 
     # -- verdicts ------------------------------------------------------------------------------------------------------
 

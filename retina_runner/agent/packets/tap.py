@@ -25,7 +25,7 @@ POLL_S = 0.1
 STATISTICS_EVERY_S = 2.0
 CHUNK_BYTES = 1 << 20
 RUNAWAY_ROOM_BYTES = 64 << 20
-COUNTS_LIMIT_S, DRAIN_LIMIT_S = 3.0, 15.0
+DRAIN_POLL_S, DRAIN_LIMIT_S = 0.02, 15.0
 COUNTS_TAIL_BYTES = 2000
 """The newest counts are in the log's end; after hours of asking every two seconds the log is a megabyte."""
 LISTENING = re.compile(rb"listening on ")
@@ -56,7 +56,7 @@ class Tap:
         self._started, self._begun = 0.0, 0.0
         self._statistics_at = 0.0
         self._listening_at = 0.0
-        self._over_at = self._unread = 0
+        self._unread = False
         self._error = ""
         self._disk_full = self._told_full = False
         self._cutters: List[Cutter] = []
@@ -134,11 +134,6 @@ class Tap:
             self._error = f"{type(error).__name__}: {error}"
             self._context.emit("warning", why=f"tcpdump on {self.interface}: {self._error}")
 
-    def over(self) -> None:
-        """The window is over: what tcpdump says next is how much the kernel had taken by then."""
-        self._over_at = size_of(self._log)
-        self._ask()
-
     def stop(self) -> None:
         if self.running:
             # The overrun has passed: what the kernel still holds is younger than the window, unless tcpdump couldn't run.
@@ -148,20 +143,20 @@ class Tap:
 
     def drain(self) -> None:
         """Wait until tcpdump has read what the kernel had taken when the window was over: it forgets what it hasn't when it is
-        ended. What stays behind while it answers again and again is what libpcap leaves out (of a loopback's one half)."""
+        ended. After the overrun the kernel keeps nothing of that back, so a tcpdump that sleeps has no block left to read, and
+        one that has told of a younger packet has none that is older. By its counts it can't be known: libpcap leaves out one
+        half of what the kernel counts on a loopback."""
         deadline = time.monotonic() + DRAIN_LIMIT_S
-        captured: List[int] = []
-        while self.running:
-            captured.append(self._ask_counts().get("captured", 0))
-            first = {COUNT_NAMES[w]: int(n) for n, w in reversed(COUNTS.findall(read(self._log)[self._over_at :]))}
-            if "dropped_by_kernel" in first:
-                self._unread = first["received_by_filter"] - first["dropped_by_kernel"] - captured[-1]
-                if self._unread <= 0 or captured[-3:] == captured[-1:] * 3:
-                    self._unread = 0
-                    return
+        while self.running and not (self._sleeps() or any(c.packets_after for c in self._cutters)):
             if time.monotonic() > deadline:
+                self._unread = True
                 return
-            self._stopping.wait(POLL_S)
+            time.sleep(DRAIN_POLL_S)
+
+    def _sleeps(self) -> bool:
+        assert self._process is not None
+        stat = read(Path("/proc") / str(self._process.pid) / "stat")
+        return stat.rpartition(b")")[2].split()[:1] == [b"S"]
 
     @property
     def running(self) -> bool:
@@ -225,19 +220,6 @@ class Tap:
         counts = self.counts()
         dropped = counts.get("dropped_by_kernel", 0) + counts.get("dropped_by_interface", 0)
         return {**self.held(now, counts), "dropped": dropped}
-
-    def _ask_counts(self) -> Dict[str, int]:
-        """tcpdump's counts from after this call; the newest that are known, if it doesn't say."""
-        before = size_of(self._log)
-        deadline = time.monotonic() + COUNTS_LIMIT_S
-        if self.running:
-            self._ask()
-            while time.monotonic() < deadline and self.running:
-                said = counts_of(read(self._log)[before:])
-                if "dropped_by_kernel" in said:
-                    return said
-                time.sleep(0.02)
-        return self.counts()
 
     def _ask(self) -> None:
         try:
@@ -304,8 +286,10 @@ class Tap:
             if dropped:
                 of = counts.get("received_by_filter", 0) or kept + dropped
                 verdict.lower(LOSSY, f"{dropped} of {of} packets dropped by {what}")
-        if self._unread > 0:
-            verdict.lower(PARTIAL, f"tcpdump had up to {self._unread} packets still to read when it was ended")
+        if self._unread:
+            verdict.lower(
+                PARTIAL, f"tcpdump was still reading {DRAIN_LIMIT_S:.0f} s after the window, when it was ended"
+            )
         if self._listening_at > window.t0:
             verdict.lower(PARTIAL, f"tcpdump was listening {self._listening_at - window.t0:.3f} s after T0")
         return verdict
