@@ -234,9 +234,8 @@ class Session:
         self._late_s = max(0.0, armed - self._t0_monotonic)
         self._looks.look()
         if self._recorder is not None:
-            self._recorder.begin(
-                self._looks.counters(())
-            )  # of metrics there is none yet: they count from T0 by themselves
+            # Of metrics there is none yet: they count from T0 by themselves.
+            self._recorder.begin(self._looks.counters(()))
         self._course.begin("capturing")
         self.stop.wait(SETTLED_S)
         for member in self._crew:
