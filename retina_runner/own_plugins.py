@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from retina_runner import schema
 from retina_runner.agent.metrics import plugins
-from retina_runner.documents import Document, Path_
-from retina_runner.errors import Problem
+from retina_runner.documents import Document, Path_, parse_document
+from retina_runner.errors import DocumentError, Problem
 
 MOST_BYTES = 64 << 10
 NAME = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
+_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 KINDS = ("raw_tracepoint", "socket_filter")
 """What vanishes with the process that attached it."""
 
@@ -67,18 +69,29 @@ def _text(document: Document, at: Path_, path: Path, what: str, problems: list[P
     return None
 
 
+def _places(path: Path, text: str) -> Document | None:
+    """Where everything stands in JSON, which is YAML, too, but for its tabs; None for what YAML can't place."""
+    try:
+        return parse_document(text.replace("\t", " ").encode(), str(path))
+    except DocumentError:
+        return None
+
+
 def _description(path: Path, text: str, source: str) -> tuple[Mapping[str, Any], list[Problem]]:
-    lines = text.splitlines()
-
-    def problem(message: str, where: str = "", hint: str = "", line: int = 0, column: int = 0) -> Problem:
-        excerpt = lines[line - 1] if 0 < line <= len(lines) else ""
-        return Problem(str(path), line, column, where, message, hint, excerpt)
-
     try:
         value = json.loads(text)
     except ValueError as error:
-        line, column = (getattr(error, "lineno", 0), getattr(error, "colno", 0))
-        return {}, [problem(f"not JSON: {getattr(error, 'msg', error)}", line=line, column=column)]
+        line, column = getattr(error, "lineno", 0), getattr(error, "colno", 0)
+        excerpt = text.splitlines()[line - 1] if 0 < line <= len(text.splitlines()) else ""
+        return {}, [Problem(str(path), line, column, "", f"not JSON: {getattr(error, 'msg', error)}", "", excerpt)]
+    places = _places(path, text)
+
+    def problem(message: str, where: str = "", hint: str = "") -> Problem:
+        if places is None:
+            return Problem(str(path), 0, 0, where, message, hint)
+        steps = [int(number) if number else name for name, number in _STEP.findall(where)]
+        return replace(places.problem(steps, message, hint), path=where)
+
     wrong = []
     for violation in schema.violations("plugin", value):
         where, _, message = violation.partition(": ")

@@ -84,6 +84,22 @@ def test_a_wrong_description_is_told_with_its_place(folder: Path, change: Change
     found = [p for p in caught.value.problems if p.path == where]
     assert any(said in p.message for p in found), str(caught.value)
     assert {p.file for p in caught.value.problems} == {str(path)}
+    assert all(p.line == 1 and p.column for p in caught.value.problems), "it is all in one line"
+
+
+def test_a_wrong_description_is_told_with_line_and_column_also_where_it_is_indented_by_tabs(folder: Path) -> None:
+    path = folder / "connects.json"
+    value = json.loads(path.read_text())
+    value["hooks"][0]["program"] = "on_nothing"
+    for indent in (2, "\t"):
+        text = json.dumps(value, indent=indent)
+        path.write_text(text)
+        with pytest.raises(DocumentError) as caught:
+            load_runbook(runbook(folder, "./connects.c"))
+        (problem,) = caught.value.problems
+        line = text.splitlines()[problem.line - 1]
+        assert line[problem.column - 1 :].startswith('"on_nothing"'), (problem.line, problem.column)
+        assert problem.excerpt.strip() == line.strip()
 
 
 def test_what_is_not_json_has_line_and_column(folder: Path) -> None:
