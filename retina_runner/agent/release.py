@@ -21,8 +21,9 @@ BEGIN_MARGIN_S = 0.1
 
 
 def begin_lead_s(rehearsal_s: float) -> float:
-    """How long before T0 a node begins to arm its collectors, when the rehearsal of that took so long."""
-    return 2 * rehearsal_s + BEGIN_MARGIN_S
+    """How long before T0 a node begins to arm its collectors, when the rehearsal of that took so long. The rehearsal's time
+    and twice as much: at T0 everybody on a node begins at once, the pods of one node for instance."""
+    return 3 * rehearsal_s + BEGIN_MARGIN_S
 
 
 @dataclass(frozen=True)
