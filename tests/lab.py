@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -270,6 +271,9 @@ class Run:
         return found
 
 
+LATE = re.compile(r"(this node began|tcpdump was listening) [\d.]+ s after T0\Z")
+
+
 class Archive:
     """A finished archive, read with Python's own tarfile: another reader than the one that wrote it."""
 
@@ -296,6 +300,12 @@ class Archive:
     def verdict(self, ending: str) -> dict[str, Any]:
         (found,) = [v for v in self.manifest["verdicts"] if v["artefact"].endswith(ending)]
         return dict(found)
+
+    def lacking(self) -> dict[str, list[str]]:
+        """What it lacks, in full, artefact by artefact; but for what it says of how late its node began. Tests run side by side on
+        two processors in CI, and what a test sends it sends when every node has begun."""
+        told = {v["artefact"]: [r for r in v["reasons"] if not LATE.match(r)] for v in self.manifest["verdicts"]}
+        return {artefact: reasons for artefact, reasons in told.items() if reasons}
 
 
 def processes() -> dict[int, str]:

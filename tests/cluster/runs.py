@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from pathlib import Path
 
@@ -11,14 +10,6 @@ from tests.lab import REPOSITORY, RETINA_RUN, Archive, Run
 
 WAIT_S = 240.0
 LABEL, NOTE = "retina-run/run", "retina-run/run-name"
-LATE = re.compile(r"(this node began|tcpdump was listening) [\d.]+ s after T0\Z")
-
-
-def lacking(archive: Archive) -> dict[str, list[str]]:
-    """What an archive lacks, in full, artefact by artefact; but for what it says of how late its node began. Three clusters
-    share two processors in CI, and what a test sends it sends when every node has begun."""
-    told = {v["artefact"]: [r for r in v["reasons"] if not LATE.match(r)] for v in archive.manifest["verdicts"]}
-    return {artefact: reasons for artefact, reasons in told.items() if reasons}
 
 
 class PatientRun(Run):

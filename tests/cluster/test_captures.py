@@ -8,7 +8,7 @@ from retina_runner.executors.kubernetes.api import RIGHTS
 from retina_runner.verification import verify_archive
 from tests.cluster.api import Api
 from tests.cluster.cluster import Cluster
-from tests.cluster.runs import Runs, by_node, lacking
+from tests.cluster.runs import Runs, by_node
 from tests.cluster.shop import Shop
 from tests.lab import Archive
 
@@ -62,7 +62,7 @@ captures:
     assert numbers(archives[f"bystanders/{shop.node['bystander']}"], UDP4, 4) == list(range(40))
     for archive in archives.values():
         assert verify_archive(archive.path).problems == ()
-        assert lacking(archive) == {}
+        assert archive.lacking() == {}
         assert archive.manifest["executor"] == "kubernetes"
 
 
@@ -87,7 +87,7 @@ captures:
     assert len(archives) == len(shop.api.ready())
     for archive in archives:
         assert verify_archive(archive.path).problems == ()
-        assert lacking(archive) == {}
+        assert archive.lacking() == {}
         for wanted in (
             "metrics/metrics.json",
             "state/before/ip-addr.json",

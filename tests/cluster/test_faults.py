@@ -12,7 +12,7 @@ import pytest
 from retina_runner.verification import verify_archive
 from tests.cluster.api import Api
 from tests.cluster.cluster import Cluster
-from tests.cluster.runs import PatientRun, Runs, by_node, lacking
+from tests.cluster.runs import PatientRun, Runs, by_node
 from tests.cluster.shop import Shop
 
 pytestmark = pytest.mark.cluster
@@ -121,7 +121,7 @@ def test_a_node_drained_in_the_window_gives_what_it_has(runs: Runs, cluster: Api
     assert drain.returncode == 0, said
     archives = by_node(run)
     assert set(archives) == {f"fault/{other}", f"fault/{drained}"}
-    assert lacking(archives[f"fault/{other}"]) == {}
+    assert archives[f"fault/{other}"].lacking() == {}
     assert archives[f"fault/{drained}"].manifest["verdict"] == "partial"
     for archive in archives.values():
         assert verify_archive(archive.path).problems == ()
@@ -145,7 +145,7 @@ def test_a_part_of_the_cluster_that_restarts_in_the_window_costs_nothing(
     archives = by_node(run)
     assert set(archives) == {f"fault/{n}" for n in nodes}
     for archive in archives.values():
-        assert lacking(archive) == {}
+        assert archive.lacking() == {}
     own_cluster.eventually(
         lambda: own_cluster.ready() == {n.name for n in own_cluster.nodes.values()}, "all nodes ready"
     )
@@ -163,7 +163,7 @@ def test_a_killed_runner_is_resumed_by_another(runs: Runs, cluster: Api, namespa
     archives = by_node(run)
     assert set(archives) == {f"fault/{n}" for n in nodes}
     for archive in archives.values():
-        assert lacking(archive) == {}
+        assert archive.lacking() == {}
         assert verify_archive(archive.path).problems == ()
 
 
@@ -261,7 +261,7 @@ captures:
         own_cluster.eventually(lambda: dead in own_cluster.ready(), "the node is ready again")
     assert set(by_node(run)) == {f"sick/{cordoned}", f"sick/{well}"}
     for archive in by_node(run).values():
-        assert lacking(archive) == {}
+        assert archive.lacking() == {}
     assert failures(run) == {
         dead: f"node {dead}: not ready: NodeStatusUnknown: Kubelet stopped posting node status. "
         f"(kubectl describe node {dead})"

@@ -10,7 +10,7 @@ import pytest
 from retina_runner.verification import verify_archive
 from tests.cluster.api import Api
 from tests.cluster.cluster import Cluster
-from tests.cluster.runs import LABEL, Runs, lacking
+from tests.cluster.runs import LABEL, Runs
 from tests.cluster.shop import Shop
 from tests.cluster.test_captures import UDP4, UDP6, numbers
 from tests.lab import RECEIVER, Archive
@@ -89,7 +89,7 @@ def test_each_pod_has_its_own_view_and_its_own_archive(runs: Runs, shop: Shop, n
     assert len(archives[client].pcap()) == 4800
     for name, archive in archives.items():
         assert verify_archive(archive.path).problems == ()
-        assert lacking(archive) == {}
+        assert archive.lacking() == {}
         assert archive.manifest["pod"] == {"namespace": shop.namespace, "name": name, "uid": uid_of(shop, name)}
         assert archive.path.name.startswith(f"inside-{shop.namespace}_{name}-"), archive.path.name
         links = {i["ifname"] for i in archive.json("state/before/ip-addr.json")}
@@ -134,7 +134,7 @@ def test_the_capabilities_that_plan_prints_are_what_it_takes(runs: Runs, shop: S
     assert (context["capabilities"]["drop"], pod["hostPID"], "privileged" in context) == (["ALL"], True, False)
     archive = run.archive()
     assert len(archive.pcap()) == 70
-    assert lacking(archive) == {}
+    assert archive.lacking() == {}
     assert all(c["status"] == "done" for c in archive.manifest["collectors"].values()), archive.manifest["collectors"]
 
 
@@ -164,7 +164,7 @@ def test_a_pod_that_goes_away_ends_its_own_window_and_nothing_holds_its_namespac
     assert numbers(archives[gone], UDP4, 4) == list(range(50))
     assert archives[gone].manifest["verdict"] == "partial"
     assert archives[gone].manifest["window"]["stopped_early"] == f"pod {shop.namespace}/{gone} has gone"
-    assert lacking(archives[shop.pods["client"]]) == {}
+    assert archives[shop.pods["client"]].lacking() == {}
     assert archives[shop.pods["client"]].manifest["window"]["stopped_early"] is None
 
 
@@ -189,7 +189,7 @@ def test_printed_jobs_look_inside_without_a_runner(runs: Runs, shop: Shop, tmp_p
     assert verify_archive(here).problems == ()
     archive = Archive(here)
     assert archive.manifest["pod"]["uid"] == uid_of(shop, shop.pods["server"])
-    assert lacking(archive) == {}
+    assert archive.lacking() == {}
     shop.api.kubectl("delete", "job,configmap", *job)
     shop.api.eventually(lambda: not shop.api.get("pods", *job)["items"], "its pod is gone", 300)
 

@@ -10,7 +10,7 @@ import pytest
 
 from retina_runner.verification import verify_archive
 from tests.cluster.api import Api
-from tests.cluster.runs import PatientRun, Runs, lacking
+from tests.cluster.runs import PatientRun, Runs
 from tests.cluster.shop import Shop
 from tests.lab import Archive
 
@@ -129,7 +129,7 @@ def test_a_pod_that_is_replaced_on_its_node_before_the_start(
     assert set(archives) == {roamer.node}
     archive = archives[roamer.node]
     assert sorted(set(payloads(archive))) == list(range(200))
-    assert lacking(archive) == {}
+    assert archive.lacking() == {}
     if scope == "pod-netns":
         assert archive.manifest["pod"]["uid"] == roamer.uid
     else:
@@ -160,7 +160,7 @@ def test_a_pod_that_moves_to_another_node_before_the_start(runs: Runs, shop: Sho
     archives = whole(run, "roamers")
     assert set(archives) == {new}
     assert sorted(set(payloads(archives[new]))) == list(range(200))
-    assert lacking(archives[new]) == {}
+    assert archives[new].lacking() == {}
     assert {n["node"]: n["state"] for n in run.summary()["nodes"] if n["capture"] == "roamers"} == {
         old: "skipped",
         new: "collected",
@@ -197,7 +197,7 @@ def test_a_pod_that_is_replaced_after_its_nodes_agent_has_begun(runs: Runs, shop
     archive = run.archive()
     assert verify_archive(archive.path).problems == ()
     assert sorted(set(payloads(archive))) == list(range(150))
-    assert lacking(archive) == {}
+    assert archive.lacking() == {}
     assert before not in archive.manifest["collectors"]["tcpdump"]["options"]["expression"]
     (row,) = run.summary()["nodes"]
     assert (row["state"], row["trouble"]) == ("collected", None)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from retina_runner.verification import verify_archive
-from tests.cluster.runs import LABEL, PatientRun, Runs, lacking
+from tests.cluster.runs import LABEL, PatientRun, Runs
 from tests.cluster.shop import PARTS, Shop
 from tests.cluster.test_captures import UDP4, numbers
 from tests.lab import Archive
@@ -72,7 +72,7 @@ def test_one_window_of_three_nodes_and_on_to_the_next_until_ctrl_c(runs: Runs, s
     assert set(of_first) == set(of_second) == set(shop.node.values())
     for archive in (*of_first.values(), *of_second.values()):
         assert verify_archive(archive.path).problems == ()
-        assert lacking(archive) == {}
+        assert archive.lacking() == {}
         assert archive.manifest["trigger"]["alone"] == ""
         assert archive.manifest["executor"] == "kubernetes"
     for of_event, at in ((of_first, "bystander"), (of_second, "server")):

@@ -44,7 +44,8 @@ def test_a_clock_that_creeps_away_is_found_after_the_window(fleet: Fleet, tmp_pa
     summary = run.summary()
     assert not violations("run", summary)
     nodes = {n["id"]: n for n in summary["nodes"]}
-    assert (nodes["n1"]["verdict"], nodes[f"n{clock}"]["verdict"]) == ("complete", "unknown")
+    sound_archive = next(a for a in run.archives() if a.manifest["node"] == "n1")
+    assert (sound_archive.lacking(), nodes[f"n{clock}"]["verdict"]) == ({}, "unknown")
     assert any("its clock was moved by +0." in r for r in nodes[f"n{clock}"]["reasons"])
     assert nodes[f"n{clock}"]["drift_s"] == crept["drift_s"]
     gone(fleet, 1, clock)
@@ -66,5 +67,6 @@ def test_a_step_that_the_node_sees_is_known_and_costs_no_packet(fleet: Fleet, tm
     (archive,) = [a for a in run.archives() if a.manifest["node"] == f"n{clock}"]
     assert [s["step_s"] for s in archive.manifest["clock"]["steps"]] == [pytest.approx(30.0, abs=0.05)]
     assert len(archive.pcap()) == 400
-    assert {n["verdict"] for n in run.summary()["nodes"]} == {"complete"}
+    assert [a.lacking() for a in run.archives() if a.lacking()] == []
+    assert {n["verdict"] for n in run.summary()["nodes"]} <= {"complete", "partial"}
     gone(fleet, 1, clock)
