@@ -56,17 +56,24 @@ def keep(archive: Path, sha256: str, options: Mapping[str, Any]) -> Dict[str, An
 
 def refusal(options: Mapping[str, Any]) -> str:
     """Why no archive could be kept there, as far as that can be known beforehand; empty if one could. Touches nothing."""
-    base, path = Path(str(options["base"])), str(options["path"])
+    try:
+        return _refusal(Path(str(options["base"])), str(options["path"]))
+    except OSError as error:  # a folder on the way that this user may not look into
+        return f"{error.filename}: {error.strerror}"
+
+
+def _refusal(base: Path, path: str) -> str:
     place = base
     while not place.exists():
         place = place.parent
     if place == base:
         for part in path.split("/"):
-            if (place / part).is_symlink():
-                return f"{place / part} is a link"
-            if not (place / part).exists():
+            below = place / part
+            if below.is_symlink():
+                return f"{below} is a link"
+            if not below.exists():
                 break
-            place = place / part
+            place = below
     if not place.is_dir():
         return f"{place} is not a directory"
     if not os.access(str(place), os.W_OK | os.X_OK):
@@ -87,7 +94,11 @@ def place(part: Path, target: Path) -> None:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
         os.close(os.open(str(target), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # the name is ours from here on
-        os.replace(str(part), str(target))
+        try:
+            os.replace(str(part), str(target))
+        except OSError:
+            os.unlink(str(target))  # an empty file would be in the way of the next attempt
+            raise
 
 
 def _folder(base: Path, path: str) -> Path:

@@ -84,6 +84,9 @@ def test_a_file_system_without_hard_links_will_do_and_replaces_nothing(
     with pytest.raises(FileExistsError):
         place(part, tmp_path / "shelf" / "new.tar.zst")
     assert (tmp_path / "shelf" / "new.tar.zst").read_bytes() == b"y" * 100
+    with pytest.raises(FileNotFoundError):
+        place(tmp_path / "gone", tmp_path / "shelf" / "later.tar.zst")
+    assert not (tmp_path / "shelf" / "later.tar.zst").exists(), "nothing is in the way of the next attempt"
 
 
 def test_only_archives_in_the_folder_itself_go(tmp_path: Path) -> None:
@@ -108,6 +111,10 @@ def test_a_link_on_the_way_is_refused(tmp_path: Path) -> None:
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+LONG = "x" * 300
+"""Can't be looked at, by root neither."""
+
+
 def test_where_nothing_could_be_kept_is_known_beforehand_and_nothing_is_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "base").mkdir()
@@ -119,6 +126,7 @@ def test_where_nothing_could_be_kept_is_known_beforehand_and_nothing_is_made(tmp
         ("base", "link/x", "base/link is a link"),
         ("base", "there/x", ""),
         ("base/not/yet", "x/y", ""),
+        (LONG, "x", f"{LONG}: File name too long"),
     ):
         said = refusal({"base": str(tmp_path / base), "path": path})
         assert said == (f"{tmp_path}/{why}" if why else "")

@@ -155,8 +155,7 @@ class Tap:
 
     def _sleeps(self) -> bool:
         assert self._process is not None
-        stat = read(Path("/proc") / str(self._process.pid) / "stat")
-        return stat.rpartition(b")")[2].split()[:1] == [b"S"]
+        return process.stat_fields(self._process.pid)[:1] == ["S"]
 
     @property
     def running(self) -> bool:
