@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     _conduct(run)
     _unattended(run)
 
-    check = verb("check", "validate runbooks without touching any node", "check")
+    check = verb("check", "validate runbooks, and the inventories that they name, without touching any node", "check")
     check.add_argument("runbooks", nargs="+", metavar="RUNBOOK")
     check.add_argument(
         "-e", "--extra-vars", action="append", default=[], metavar="KEY=VALUE|@FILE", help="set variables"

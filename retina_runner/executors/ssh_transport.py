@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -249,6 +250,11 @@ def _hint(error: Untrusted, to: Connection, known: Trust) -> str:
     if not error.new:
         return "see ssh_config(5) and sshd(8) for what is said there; the host may need a new key"
     file = to.known_hosts[0] if to.known_hosts else "known_hosts"
+    if file.lower() in ("none", os.devnull):
+        return (
+            f"UserKnownHostsFile={file} leaves nowhere to know it from, and no host is trusted unknown: leave that out, "
+            "or name a file by retina_known_hosts in the inventory"
+        )
     renamed = f" | sed 's/^[^ ]*/{known.known_as}/'" if to.host_key_alias else ""
     return (
         f"compare, then: ssh-keyscan -p {to.port} {to.address}{renamed} >> {file}; "

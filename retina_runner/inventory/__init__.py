@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,13 +47,17 @@ def _implicit_localhost(inventory: Inventory, pattern: str) -> None:
 def limit_parts(pattern: str) -> list[str]:
     """The parts of a `--limit`: a pattern; a part `@FILE` stands for the names in its lines. Raises UsageError."""
     parts: list[str] = []
-    words = [pattern] if pattern.startswith("@") and "," not in pattern else patterns.split(pattern)
+    whole = pattern.startswith("@") and os.path.exists(os.path.expanduser(pattern[1:]))  # whatever is in its name
+    words = [pattern] if whole else patterns.split(pattern)
+    if not words:
+        # A variable of a shell script that isn't set, most likely: it must not mean every host.
+        raise UsageError("--limit: it is empty; leave it out for every host")
     for part in words:
         if not part.startswith("@"):
             parts.append(part)
             continue
         try:
-            lines = Path(part[1:]).expanduser().read_text(encoding="utf-8").splitlines()
+            lines = Path(os.path.expanduser(part[1:])).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--limit {part}: {getattr(error, 'strerror', '') or 'not UTF-8 text'}") from None
         named = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]

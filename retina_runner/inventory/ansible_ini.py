@@ -76,6 +76,10 @@ class _Reader:
                 self._problem(number, message, f"declare it: [{name}]")
 
     def _host(self, number: int, text: str, group: str) -> None:
+        if re.match(r"\w+\s*=", text):
+            where = f"[{group}:vars]" if group != UNGROUPED else "[all:vars]"
+            self._problem(number, "a variable where a host should be", f"write it below {where}, or behind its host")
+            return
         try:
             words = shlex.split(text, comments=True)
             names, port = host_words.read(words[0])

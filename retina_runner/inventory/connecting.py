@@ -70,6 +70,7 @@ class _Building:
         self.variables = HostVariables(host)
 
     def build(self) -> Explained:
+        self.variables.refuse_unknown()
         connector = self._connector()
         arguments = self._arguments()
         file = arguments.pop("configfile", [Setting(self.variables.text("ssh_config", ""), "")])[0].value
@@ -108,11 +109,8 @@ class _Building:
 
         said, origins = identity.of_options(options, told)
         # An inventory's key counts before those of ssh_config, as ssh's -i does; both are tried.
-        keys = (
-            identity.files_of(shlex.quote(self.variables.text("key_files", "")), told)
-            if self.variables.said("key_files")
-            else ()
-        )
+        key = self.variables.text("key_files", "")
+        keys = identity.files_of(shlex.quote(key), told) if key else ()
         said["key_files"] = tuple(dict.fromkeys((*keys, *said.get("key_files", ()))))
         known = identity.files_of(self.variables.text("known_hosts", ""), told)
         if known:
@@ -128,7 +126,7 @@ class _Building:
             host_keys=self._host_keys(option),
             become=self.variables.flag("become", False), become_user=self.variables.text("become_user", "root"),
             become_method=self._become_method(), become_password=self.variables.secret("become_password"),
-            python=self._python(), work_directory=self.variables.text("work_directory", ""),
+            python=self._python(), work_directory=self._work_directory(),
             connect_timeout_s=self.variables.number("connect_timeout_s", _seconds, None, "a number of seconds above 0")
             or _seconds_or(option("connecttimeout", "connect_timeout_s")),
             ssh_config=" ".join(config.files), **said,
@@ -187,6 +185,13 @@ class _Building:
         text = self.variables.text("python", "python3")
         return "python3" if text.startswith("auto") or not text else text
 
+    def _work_directory(self) -> str:
+        text = self.variables.text("work_directory", "")
+        if text and not text.startswith("/"):
+            # No shell reads it there: a ~ would become a folder of that name.
+            self.variables.bad("work_directory", f"{text} is no absolute path", "for example /data/retina-run")
+        return text
+
     def _behind(self, base: Connection, jump: str, config: ssh_config.SshConfig, key: str) -> Connection:
         try:
             hops = bastions.hops_of(base, jump, config)
@@ -203,8 +208,11 @@ class _Building:
         if not jump:
             return replace(base, proxy_command=command)
         jumped = self._behind(base, jump, config, "proxy_command")
+        self.variables.origins["jump"] = self.variables.origins.pop("proxy_command")
         if key and jumped.hops:
-            last = replace(jumped.hops[-1], key_files=(os.path.expanduser(key), *jumped.hops[-1].key_files))
+            last = replace(
+                jumped.hops[-1], key_files=(identity.place(os.path.expanduser(key)), *jumped.hops[-1].key_files)
+            )
             jumped = replace(jumped, hops=(*jumped.hops[:-1], last))
         return jumped
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from retina_runner.documents import VaultText
+from retina_runner.documents import VaultText, nearest
 from retina_runner.errors import Problem
-from retina_runner.inventory import templates
+from retina_runner.inventory import identity, templates
 from retina_runner.inventory.model import Host, Setting
 
 VARIABLES: dict[str, tuple[str, ...]] = {
@@ -38,6 +38,8 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "ssh_config": ("retina_ssh_config", "ssh_config_file"),
 }  # fmt: skip
 """A connection's field to the variables that may say it; the first that is set counts, as in Ansible."""
+_OURS = "retina_"
+_KNOWN = tuple(n for names in VARIABLES.values() for n in names if n.startswith(_OURS))
 _REFERENCE = re.compile(r"env:[A-Za-z_]\w*|file:.+")
 
 
@@ -56,6 +58,12 @@ class HostVariables:
         found = re.fullmatch(r"(.+):(\d+):(\d+)", setting.origin)
         file, line, column = (found[1], int(found[2]), int(found[3])) if found else (setting.origin, 0, 0)
         self.problems.append(Problem(file, line, column, name, message, hint))
+
+    def refuse_unknown(self) -> None:
+        """A problem for each variable that is called like ours and is none: `retina_host_key: accept-new` would do nothing."""
+        for name, setting in self.host.settings.items():
+            if name.startswith(_OURS) and name not in _KNOWN:
+                self.problem(setting, name, "there is no such variable", nearest(name, _KNOWN))
 
     def said(self, key: str) -> tuple[str, Setting] | None:
         """The variable that says a field, with its name; None where none does."""
@@ -85,7 +93,8 @@ class HostVariables:
         try:
             return templates.render(setting.value, self.host)
         except templates.CannotRender as error:
-            self.problem(setting, name, str(error), "only {{ variable }} is put in; write the value itself")
+            why = f"{error}{self._unread()}"
+            self.problem(setting, name, why, "only {{ variable }} is put in; write the value itself")
             return default
 
     def text(self, key: str, default: str) -> str:
@@ -123,6 +132,11 @@ class HostVariables:
         self.bad(key, f"{text} is neither yes nor no")
         return default
 
+    def _unread(self) -> str:
+        """What may be why a variable is missing: files that only Ansible can read."""
+        notes = self.host.notes
+        return f"; {notes[0]}" + (f", and {len(notes) - 1} more" if len(notes) > 1 else "") if notes else ""
+
     def secret(self, key: str) -> str:
         """A reference, `env:NAME` or `file:PATH`; empty where nothing, or the secret itself, is given."""
         said = self.said(key)
@@ -141,7 +155,10 @@ class HostVariables:
             found = self.host.setting(inner[1]) if inner else None
             seen += 1
             if found is None or seen > templates.MOST_DEPTH:
-                self.problem(setting, name, "a template that only Ansible can evaluate", f"give {way}")
+                why = "a template that only Ansible can evaluate"
+                if inner and found is None:
+                    why = f"stands for {inner[1]}, which is said nowhere that can be read here{self._unread()}"
+                self.problem(setting, name, why, f"give {way}")
                 return ""
             if isinstance(found.value, VaultText):
                 self.problem(setting, name, "stands for what ansible-vault has encrypted", f"give {way}")
@@ -153,4 +170,5 @@ class HostVariables:
                 setting, name, "holds the secret itself (not shown); here a secret is given by reference", f"give {way}"
             )
             return ""
-        return text
+        kind, _, path = text.partition(":")
+        return f"file:{identity.place(path)}" if kind == "file" else text

@@ -29,7 +29,10 @@ def read(word: str) -> tuple[list[str], int | None]:
     name, port = split_port(word)
     if not name or name != name.strip() or "---" in name[:3]:
         raise ValueError(f"{word!r} is no host")
-    return ranges.expand(name), port
+    names = ranges.expand(name)
+    if "[" in names[0] or "]" in names[0]:
+        raise ValueError(f"{word!r} is no host; a range is written [1:3]")
+    return names, port
 
 
 def port_number(text: str) -> int:

@@ -42,7 +42,7 @@ def of_options(options: Mapping[str, list[Setting]], told: Mapping[str, Any]) ->
     origins: dict[str, str] = {}
 
     def expanded(text: str) -> str:
-        return os.path.expanduser(ssh_config.replace_tokens(text, **told))
+        return place(os.path.expanduser(ssh_config.replace_tokens(text, **told)))
 
     for key, field in (*_TEXTS.items(), *_FLAGS.items(), *_FILES.items()):
         if options.get(key) and field not in fields:
@@ -51,7 +51,7 @@ def of_options(options: Mapping[str, list[Setting]], told: Mapping[str, Any]) ->
             if key in _FLAGS:
                 fields[field] = value.lower() == "yes"
             elif key in _TEXTS:
-                fields[field] = _text(field, expanded(value) if field in _PATHS else value)
+                fields[field] = _text(field, expanded(value) if field in _PATHS and not _is_word(value) else value)
             elif key != "userknownhostsfile":
                 paths = [expanded(str(s.value)) for s in options[key] if str(s.value).lower() != "none"]
                 fields[field] = tuple(dict.fromkeys(paths))
@@ -61,6 +61,17 @@ def of_options(options: Mapping[str, list[Setting]], told: Mapping[str, Any]) ->
 
 
 _PATHS = ("identity_agent", "revoked_host_keys")
+
+
+def _is_word(value: str) -> bool:
+    """Words that stand where a path could: nothing, or a variable of the environment."""
+    return value.lower() == "none" or value == "SSH_AUTH_SOCK" or value.startswith("$")
+
+
+def place(path: str) -> str:
+    """A path as a run's record keeps it: a relative one is relative to where the command is called, as ssh's and Ansible's
+    are, and `retina-run resume` may be called elsewhere. `~` stays."""
+    return path if not path or path[0] in "~/" else os.path.abspath(path)
 
 
 def _text(field: str, value: str) -> Any:
@@ -85,7 +96,8 @@ def files_of(text: str, told: Mapping[str, Any]) -> tuple[str, ...]:
         words = shlex.split(text)
     except ValueError:
         words = text.split()
-    return tuple(os.path.expanduser(ssh_config.replace_tokens(w, **told)) for w in words)
+    named = (os.path.expanduser(ssh_config.replace_tokens(w, **told)) for w in words)
+    return tuple(w if w.lower() == "none" else place(w) for w in named)
 
 
 def refused(options: Mapping[str, list[Setting]]) -> Iterator[tuple[Setting, str, str, str]]:

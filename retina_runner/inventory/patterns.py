@@ -48,6 +48,8 @@ def match(inventory: Inventory, pattern: str) -> tuple[str, ...]:
     Raises NoMatch when it is none, or when a part names nothing that there is; ValueError for a bad regular expression.
     """
     parts = split(pattern)
+    if not parts:
+        raise NoMatch(f"an empty pattern means no host; {ALL} means every one")
     for part in parts:
         if not known(inventory, part):
             slice_ = _SLICE.fullmatch(bare(part))

@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from retina_runner.agent import process
@@ -20,9 +21,11 @@ from retina_runner.inventory.model import ALL, Inventory, Setting
 
 MOST_BYTES = 64 << 20
 SCRIPT_LIMIT_S = 60.0
-_SKIPPED = (".orig", ".bak", ".rpm", ".deb", ".pyc", ".pyo", ".cfg", ".retry", ".md", ".ini~", ".swp", ".txt~")
+_SKIPPED = (".orig", ".bak", ".rpm", ".deb", ".pyc", ".pyo", ".cfg", ".retry", ".md", ".txt", ".rst", ".swp")
+"""Ansible's INVENTORY_IGNORE_EXTS, and Debian's packages."""
 _VARIABLE_FOLDERS = ("group_vars", "host_vars", "vars_plugins")
 _SSH_CONFIG = re.compile(r"(?i)(host|match|include)[ \t=]+\S")
+_SECTION = re.compile(r"\[[^\[\],]+\]")
 _VAULT = b"$ANSIBLE_VAULT"
 
 
@@ -52,6 +55,9 @@ def _whole(name: str, message: str, hint: str = "") -> Problem:
 
 
 def _source(word: str, inventory: Inventory, folders: dict[Path, None]) -> None:
+    if not word:
+        # Path("") is the folder that one is in; a variable of a shell script that isn't set must not mean that.
+        raise DocumentError([_whole("-i", "it is empty", "a file or folder, host1,host2, or @connector")])
     if "," in word:
         _listed(word, inventory)
     elif word.startswith("@"):
@@ -59,16 +65,23 @@ def _source(word: str, inventory: Inventory, folders: dict[Path, None]) -> None:
 
         read_words([word], inventory)
     else:
-        path = Path(word).expanduser()
-        if path.is_dir():
+        path = Path(os.path.expanduser(word))
+        if os.path.isdir(path):
             folders.setdefault(path)
-            for inner in sorted(path.iterdir()):
+            for inner in _inner(path):
                 ignored = inner.name in _VARIABLE_FOLDERS or inner.name.startswith(".") or inner.name.endswith("~")
                 if not ignored and not inner.name.endswith(_SKIPPED):
                     _source(str(inner), inventory, folders)
         else:
             folders.setdefault(path.parent)
             _file(path, inventory)
+
+
+def _inner(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DocumentError([_whole(str(folder), error.strerror or str(error))]) from None
 
 
 def _listed(word: str, inventory: Inventory) -> None:
@@ -117,8 +130,11 @@ def _file(path: Path, inventory: Inventory) -> None:
         from retina_runner.inventory.ssh_config import read_hosts
 
         read_hosts(path, inventory)
+    elif path.suffix == ".toml":
+        hint = f"ansible-inventory -i {name} --list --export --yaml > hosts.yaml, and use that"
+        raise DocumentError([_whole(name, "TOML isn't read here", hint)])
     elif path.suffix in (".yaml", ".yml", ".json") or (not path.suffix and _looks_like_yaml(content)):
-        ansible_yaml.read(parse_document(content, name, Dialect.ANSIBLE), inventory)
+        ansible_yaml.read(_document(content, name), inventory)
     else:
         try:
             text = content.decode("utf-8-sig")
@@ -126,6 +142,16 @@ def _file(path: Path, inventory: Inventory) -> None:
             line = content[: error.start].count(b"\n") + 1
             raise DocumentError([Problem(name, line, 1, "", "not UTF-8 text", "save the file as UTF-8")]) from None
         ansible_ini.read(text, name, inventory)
+
+
+def _document(content: bytes, name: str) -> Document:
+    try:
+        return parse_document(content, name, Dialect.ANSIBLE)
+    except DocumentError as error:
+        if not _SECTION.fullmatch(next(iter(_lines(content)), "")):
+            raise
+        hint = "Ansible's INI? Then give the file a name that ends in .ini"
+        raise DocumentError([replace(p, hint=p.hint or hint) for p in error.problems]) from None
 
 
 def _content(path: Path) -> tuple[bytes, int]:
@@ -136,7 +162,8 @@ def _content(path: Path) -> tuple[bytes, int]:
     except FileNotFoundError:
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = nearest(path.name, siblings)
-        hint = hint if hint.startswith("did") else f"for a host of that name write {path.name}, with the comma"
+        if not hint.startswith("did"):
+            hint = f"for a host of that name write {path}, with the comma" if len(path.parts) == 1 else ""
         raise DocumentError([_whole(str(path), "no such inventory", hint)]) from None
     except OSError as error:
         raise DocumentError([_whole(str(path), error.strerror or str(error))]) from None

@@ -23,7 +23,7 @@ TUNING = frozenset(
      "gssapidelegatecredentials", "exitonforwardfailure", "numberofpasswordprompts"]
 )  # fmt: skip
 _VALUED = {"J": "proxyjump", "p": "port", "l": "user", "i": "identityfile", "F": "configfile"}
-_LISTS = ("userknownhostsfile", "globalknownhostsfile")
+_LISTS = ("userknownhostsfile", "globalknownhostsfile", "host", "match", "include")
 _FLAGS = frozenset("CqTtvxXYaA46nNkK")
 
 
@@ -59,7 +59,7 @@ def options(text: str) -> list[tuple[str, str]]:
 def split_option(text: str) -> tuple[str, str]:
     """`Key=value` or `Key value` as ssh_config(5) has it; the key in lower case, one pair of quotes taken off the value.
 
-    Not off a list of files, each of which may have its own.
+    Not off a list, each word of which may have its own.
     """
     key, separator, value = text.strip().partition("=")
     if not separator or " " in key.strip() or "\t" in key.strip():

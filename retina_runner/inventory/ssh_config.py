@@ -19,12 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from retina_runner.errors import DocumentError, Problem
+from retina_runner.inventory.host_words import port_number
 from retina_runner.inventory.model import ALL, Inventory, Setting
 from retina_runner.inventory.ssh_arguments import split_option
 
 USER_FILE, SYSTEM_FILE = "~/.ssh/config", "/etc/ssh/ssh_config"
 MOST_INCLUDES = 16
 _MANY = ("identityfile", "certificatefile")
+_COMMANDS = ("proxycommand", "localcommand", "remotecommand", "knownhostscommand")
+"""The rest of their line is the command, with whatever a shell makes of a `#` in it."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class SshConfig:
 
     def _holds(self, kind: str, value: str, name: str, user: str, found: dict[str, list[Setting]], again: bool) -> bool:
         if kind == "host":
-            return matches(value.split(), name)
+            return matches(_words(value), name)
         words = _words(value)
         address = found["hostname"][0].value.replace("%h", name) if "hostname" in found else name
         while words:
@@ -127,6 +130,26 @@ def _words(text: str) -> list[str]:
         return text.split()
 
 
+def _without_comment(line: str) -> str:
+    """What stands before a `#` that begins a word, as OpenSSH since 8.7 reads a line; not one in quotes."""
+    quote = ""
+    for place, character in enumerate(line):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character == "#" and line[place - 1 : place] in (" ", "\t"):
+            return line[:place]
+    return line
+
+
+def _is_port(text: str) -> bool:
+    try:
+        return bool(port_number(text))
+    except ValueError:
+        return False
+
+
 def _read(
     config: SshConfig, path: str, outer: tuple[tuple[str, str, int], ...], problems: list[Problem], depth: int
 ) -> None:
@@ -144,6 +167,8 @@ def _read(
         if not line.strip() or line.strip().startswith("#"):
             continue
         key, value = split_option(line)
+        if key not in _COMMANDS:
+            key, value = split_option(_without_comment(line))
         if key in ("host", "match"):
             conditions = (*outer, (key, value, next(config.blocks)))
             for word in _words(value) if key == "host" else ():
@@ -157,6 +182,8 @@ def _read(
                 _read(config, included, conditions, problems, depth + 1)
         elif not value:
             problems.append(Problem(path, number, 1, "", f"{key} has no value", "see ssh_config(5)", line))
+        elif key == "port" and not _is_port(value):
+            problems.append(Problem(path, number, 1, "", f"{value} is no port", "1 to 65535", line))
         else:
             column = len(line) - len(line.lstrip()) + 1
             config.lines.append(Line(key, value, f"{path}:{number}:{column}", conditions))

@@ -113,6 +113,28 @@ def test_words_that_mean_nothing(
     assert error in said(capsys, "inventory", *words, status=2)
 
 
+# -- check ----------------------------------------------------------------------------------------------------------------
+
+
+def test_check_tells_what_is_wrong_with_hosts_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Together with everything else that is wrong, and without -i: a runbook that leaves the inventory to that has none yet."""
+    book = folder / "checked.yaml"
+    captures = (
+        "  - {name: a, nodes: {inventory: hosts.yaml, hosts: 'web:!cannary'}}\n  - {name: b, nodes: {inventory: host.yaml}}\n"
+        "  - {name: c, nodes: {hosts: db}}\n  - {name: d, collect: [{tcpdump: {filter: tcp prot 80}}]}\n"
+    )
+    book.write_text(f"name: checked\ncaptures:\n{captures}")
+    text = said(capsys, "check", str(book), status=2)
+    assert f"{book}:3:53: captures[0].nodes.hosts: hosts web:!cannary: cannary is no host and no group" in text
+    assert f"{folder}/host.yaml: no such inventory (did you mean hosts.yaml?)" in text
+    assert "captures[3].collect[0].tcpdump.filter: tcpdump can't compile it" in text
+    assert "3 problems found" in text
+    book.write_text(
+        "name: checked\ncaptures: [{nodes: {inventory: hosts.yaml, hosts: 'web:!w1'}, collect: [iptables]}]\n"
+    )
+    assert said(capsys, "check", str(book)) == f"{book}: ok\n"
+
+
 # -- runbooks ----------------------------------------------------------------------------------------------------------
 
 

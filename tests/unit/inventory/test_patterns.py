@@ -94,6 +94,8 @@ def test_a_range_is_of_names_where_no_group_is_so_called() -> None:
         ("web:!web[12]", "web[12]: web has 4 hosts, counted from 0"),
         ("nothing*", "nothing* is no host and no group; there are web, db, eu, canary, prod, empty,"),
         ("empty", "empty means no host of 7"),
+        ("", "an empty pattern means no host; all means every one"),
+        (",", "an empty pattern means no host"),
         ("canary:!web", "canary:!web means no host of 7"),
         ("~web(", "~web( is not a regular expression"),
     ],

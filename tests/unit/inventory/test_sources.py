@@ -92,6 +92,7 @@ def test_a_folder_is_its_files_in_order_without_its_variables(tmp_path: Path) ->
     write(
         tmp_path, b_dot_ini="[web]\nw1 x=2\n", a_dot_yaml="web: {hosts: {w1: {x: 1}, w2: }}", group_vars__web_dot_yml="y: 3\n",
         host_vars__w1_dot_yaml="z: 4\n", notes_dot_md="# not one\n", old_dot_bak="???", group_vars__web__ignored="",
+        README_dot_txt="Of whom?\n", README_dot_rst="Of whom?\n", ansible_dot_cfg="[defaults]\n",
     )  # fmt: skip
     one, _two = resolve([str(tmp_path)])
     assert {k: s.value for k, s in one.settings.items()} == {"x": 2, "y": 3, "z": 4}
@@ -114,7 +115,12 @@ def test_localhost_is_this_machine_where_nobody_says_otherwise(tmp_path: Path) -
         ),
         ("a:b:c:,", "a:b:c:"),
         ("web[5:1],", "before the beginning"),
+        ("web[1-5],", "'web[1-5]' is no host; a range is written [1:3]"),
+        ("nowhere/hosts", "nowhere/hosts: no such inventory\n"),
         ("web1:99999,", "99999 is no port"),
+        ("", "-i: it is empty (a file or folder, host1,host2, or @connector)"),
+        ("~nobody-here/hosts", "~nobody-here/hosts: no such inventory"),
+        ("x" * 300, "File name too long"),
         ("@nonsense", "pyinfra has no connector @nonsense"),
         ("@vagrnt/x", "did you mean vagrant?"),
     ],
@@ -149,6 +155,7 @@ def test_a_word_that_is_no_inventory(word: str, said: str) -> None:
         ("- w1", "hosts.yaml:1:1: expected a mapping"),
         ("web: {hosts: {w1: {a: 1, a: 2}}}", "hosts.yaml:1:26: web.hosts.w1.a: the key a is here twice"),
         ("web:\n\thosts:", "hosts.yaml:2:1: a tab"),
+        ("# ours\n[web]\nw1\n", "(Ansible's INI? Then give the file a name that ends in .ini)"),
     ],
 )
 def test_a_yaml_inventory_that_is_wrong(tmp_path: Path, text: str, said: str) -> None:
@@ -205,10 +212,20 @@ def test_an_inventory_script_is_asked_for_its_list(tmp_path: Path) -> None:
         ("[web]\nw1:\n", "'w1:': the port after : is missing or is no number (YAML?"),
         ("w1 a='x\n", "a quotation mark without its other one"),
         ("[web:vars]\njust words\n[web]\n", "hosts:2:1: expected key=value"),
+        (
+            "[web]\nansible_user=ops\n",
+            "hosts:2:1: a variable where a host should be (write it below [web:vars], or behind its host)",
+        ),
+        ("ansible_user = ops\n", "hosts:1:1: a variable where a host should be (write it below [all:vars], "),
     ],
 )
 def test_an_ini_inventory_that_is_wrong(tmp_path: Path, text: str, said: str) -> None:
     assert said in wrong(tmp_path, "hosts", text)
+
+
+def test_a_toml_inventory_is_told_as_that(tmp_path: Path) -> None:
+    said = wrong(tmp_path, "hosts.toml", "[web.hosts]\nw1 = {}\n")
+    assert "hosts.toml: TOML isn't read here (ansible-inventory -i " in said
 
 
 def test_a_line_that_is_wrong_is_not_shown_when_it_may_hold_a_password(tmp_path: Path) -> None:
@@ -333,6 +350,15 @@ def test_what_ansible_vault_encrypts_is_an_error_only_where_it_is_needed(tmp_pat
     write(tmp_path, group_vars__web_dot_yml="$ANSIBLE_VAULT;1.1;AES256\n6162\n")
     (host,) = select(read(tmp_path, "a.yaml", "web: {hosts: {w1: }}"), "all")
     assert host.notes == (f"{tmp_path}/group_vars/web.yml was not read: it is encrypted by ansible-vault",)
+    # The habit of Ansible's own documentation: a plain name for what the encrypted file says.
+    for variable, said in {
+        "ansible_become_password": "stands for vault_sudo, which is said nowhere that can be read here",
+        "ansible_host": "there is no variable vault_sudo for this host",
+    }.items():
+        found = read(tmp_path, "c.yaml", f"web: {{hosts: {{w1: {{{variable}: '{{{{ vault_sudo }}}}'}}}}}}")
+        with pytest.raises(DocumentError) as caught:
+            connections(select(found, "all"))
+        assert f"{variable}: {said}; {tmp_path}/group_vars/web.yml was not read" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -353,6 +379,11 @@ def test_what_ansible_vault_encrypts_is_an_error_only_where_it_is_needed(tmp_pat
             "retina_host_keys: off-course is no way to treat host keys (strict or accept-new)",
         ),
         ("{ansible_timeout: 0}", "ansible_timeout: 0 is not a number of seconds above 0"),
+        ("{retina_work_dir: ~/diag}", "retina_work_dir: ~/diag is no absolute path (for example /data/retina-run)"),
+        (
+            "{retina_host_key: accept-new}",
+            "retina_host_key: there is no such variable (did you mean retina_host_keys?)",
+        ),
     ],
 )
 def test_a_variable_that_can_not_be(tmp_path: Path, variables: str, said: str) -> None:
@@ -385,6 +416,23 @@ def test_host_keys_are_strict_unless_accept_new_is_said(tmp_path: Path) -> None:
         assert connections(select(found, "all"))[0].host_keys == policy, text
 
 
+def test_relative_paths_are_recorded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative to where the command is called, as for ssh and Ansible; `retina-run resume` may be called elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    text = (
+        "web:\n  hosts:\n    w1: {ansible_ssh_private_key_file: keys/id, retina_known_hosts: known ~/known, retina_password: 'file:pw',"
+        " ansible_ssh_common_args: '-o CertificateFile=id-cert.pub -o IdentityAgent=SSH_AUTH_SOCK -o RevokedHostKeys=none'}\n"
+        "    w2: {retina_known_hosts: none, ansible_ssh_private_key_file: ''}\n"
+    )
+    one, two = connections(select(read(tmp_path, "hosts.yaml", text), "all"))
+    assert one.key_files[0] == f"{tmp_path}/keys/id"
+    assert one.known_hosts[:2] == (f"{tmp_path}/known", str(Path("~/known").expanduser()))
+    assert one.certificate_files == (f"{tmp_path}/id-cert.pub",)
+    assert (one.password, one.identity_agent, one.revoked_host_keys) == (f"file:{tmp_path}/pw", "SSH_AUTH_SOCK", "")
+    assert two.known_hosts[0] == "none"
+    assert "" not in two.key_files
+
+
 def test_a_problem_of_a_group_is_told_once(tmp_path: Path) -> None:
     found = read(tmp_path, "hosts.yaml", f"web: {{vars: {{ansible_password: {CANARY}}}, hosts: {{'w[1:50]': }}}}")
     with pytest.raises(DocumentError) as caught:
@@ -409,7 +457,12 @@ def test_limits(tmp_path: Path) -> None:
     words = [str(tmp_path / "hosts.ini")]
     assert [h.name for h in resolve(words, "web", "&eu:!w1")] == ["w3"]
     assert [h.name for h in resolve(words, "web", f"@{tmp_path}/failed")] == ["w3", "w4"]
+    (tmp_path / "a:!b").write_text("w1\n")
+    assert [h.name for h in resolve(words, "web", f"@{tmp_path}/failed:!w4")] == ["w3"]
+    assert [h.name for h in resolve(words, "web", f"@{tmp_path}/a:!b")] == ["w1"]
     for limit, said in {
+        "": "--limit: it is empty; leave it out for every host",
+        ",": "--limit: it is empty",
         "euu": "euu is no host and no group; did you mean eu?",
         "w1:!w1": "none of the 4 hosts matches",
         f"@{tmp_path}/nothing": "No such file",

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from retina_runner.errors import DocumentError
-from retina_runner.inventory import Configurations, Connection, connections, select, sources, ssh_config
+from retina_runner.inventory import Configurations, Connection, connections, explain, select, sources, ssh_config
 from retina_runner.inventory.ssh_arguments import options
 
 HOSTS = ["web1", "web2.example", "db", "bastion", "192.0.2.9"]
-PATTERNS = ["*", "web*", "!web1 *", "db web1", "*.example", "192.0.2.?", "bastion", "!db !bastion *", "WEB*"]
+PATTERNS = ["*", "web*", "!web1 *", "db web1", "*.example", "192.0.2.?", "bastion", "!db !bastion *", "WEB*", "db # web1",
+            '"db" "web1"']  # fmt: skip
 COMPARED = ["hostname", "port", "user", "identityfile", "proxyjump", "stricthostkeychecking", "userknownhostsfile",
             "connecttimeout", "hostkeyalias", "identitiesonly", "certificatefile"]  # fmt: skip
 
@@ -51,7 +52,13 @@ def made(number: int, folder: Path) -> Path:
             ]
         )
         return dice.choice(
-            [f"{key} {value}", f"  {key.lower()}={value}", f"\t{key}   {value}", f"{key.upper()} = {value}"]
+            [
+                f"{key} {value}",
+                f"  {key.lower()}={value}",
+                f"\t{key}   {value}",
+                f"{key.upper()} = {value}",
+                f"{key} {value} # why",
+            ]
         )
 
     lines = [option() for _ in range(dice.randint(0, 2))]
@@ -93,7 +100,7 @@ def test_every_option_is_what_openssh_makes_of_it(tmp_path: Path) -> None:
             if key == "hostname":
                 mine = [ssh_config.replace_tokens(mine[0], host=host, address=host, port=22, user="")]
             if key == "proxyjump" and mine == ["none"]:
-                mine, theirs[key] = [], theirs.get(key, [])  # `ssh -G` leaves it out
+                mine, theirs[key] = [], []  # `ssh -G` leaves it out, or says so where a comment follows
             if key == "stricthostkeychecking":
                 mine = [{"yes": "true", "no": "false"}.get(mine[0], mine[0])]
             if mine != theirs.get(key):
@@ -175,6 +182,10 @@ def test_a_proxy_command_that_is_a_jump_is_one(tmp_path: Path, command: str) -> 
     to = reached(tmp_path, f"Host web1\n ProxyCommand {command}\n")
     assert [(h.address, h.user) for h in to.hops] == [("bastion.example", "ops")]
     assert not to.proxy_command
+    assert (
+        "jump"
+        in explain(select(sources.read(["web1,"]), "all"), Configurations((str(tmp_path / "ssh_config"),)))[0].origins
+    )
     assert to.hops[0].port == (2200 if "2200" in command else 22)
     assert to.hops[0].key_files == (("/k/b",) if "-i" in command else ())
 
@@ -194,6 +205,22 @@ def test_hosts_of_a_configuration_are_an_inventory(tmp_path: Path) -> None:
     assert inventory.members("ssh_config") == inventory.names
     first, *_ = connections(select(inventory, "all"))
     assert (first.user, first.address, first.ssh_config) == ("ops", "192.0.2.7", str(tmp_path / "config"))
+
+
+def test_a_comment_ends_a_line_but_not_a_command(tmp_path: Path) -> None:
+    to = reached(
+        tmp_path,
+        'Host web1 # the old one\n Port 2222\t# behind the firewall\n User "o #ps" # a blank\n IdentityFile /k/a#b # no comment\n'
+        " ProxyCommand nc %h %p # ours\nMatch host web1 # all\n HostName=192.0.2.7 #new\n",
+    )
+    assert (to.port, to.user, to.address, to.key_files) == (2222, "o #ps", "192.0.2.7", ("/k/a#b",))
+    assert to.proxy_command == "nc 192.0.2.7 2222 # ours"
+
+
+@pytest.mark.parametrize("port", ["abc", "0", "65536", "ssh"])
+def test_a_port_that_is_none_is_an_error_and_not_the_usual_one(tmp_path: Path, port: str) -> None:
+    with pytest.raises(DocumentError, match=rf"ssh_config:2:1: {port} is no port \(1 to 65535\)"):
+        reached(tmp_path, f"Host web1\n Port {port}\n")
 
 
 def test_match_exec_is_not_evaluated_and_says_so(tmp_path: Path) -> None:
