@@ -50,6 +50,14 @@ def began(report: RunReport) -> float:
         return time.time()
 
 
+def is_runner(pid: int) -> bool:
+    """Whether that process is one of ours."""
+    try:
+        return b"retina" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 def size_bytes(path: Path) -> int:
     """What the files of a run take, without following links."""
     total = 0

@@ -12,12 +12,13 @@ from pathlib import Path
 from retina_runner.bundle import agent_bundle
 from retina_runner.cli.pods import Reach, reach_from
 from retina_runner.cli.resolve import Links
-from retina_runner.cli.resume import is_runner, open_run, refuse_running
+from retina_runner.cli.resume import open_run, refuse_running
 from retina_runner.errors import Exit, UsageError
 from retina_runner.executors import LinkLost, LinkRefused
 from retina_runner.executors.kubernetes.api import Denied
 from retina_runner.executors.kubernetes.reach import PodReach
 from retina_runner.executors.local import default_work_directory
+from retina_runner.history import is_runner
 from retina_runner.report import RunReport
 from retina_runner.rundir import RunDirectory
 from retina_runner.targets import DEFAULT_FORKS
@@ -28,7 +29,7 @@ def main(chosen: argparse.Namespace) -> int:
     if not chosen.runs and not chosen.all_here and not chosen.older_than:
         raise UsageError("cleanup: name run directories, or say --older-than AGE or --all-here")
     runs = [Path(r) for r in chosen.runs]
-    places: list[tuple[str, str, Reach | None]] = []
+    places: list[_Place] = []
     reports: list[RunReport] = []
     for path in runs:
         directory, report = open_run(path)
@@ -39,7 +40,7 @@ def main(chosen: argparse.Namespace) -> int:
         places += _left(report)
     if chosen.all_here:
         work = Path(chosen.work_dir or default_work_directory())
-        places += [("this machine", str(p), None) for p in sorted(work.glob("*/plan.json")) for p in [p.parent]]
+        places += [("this machine", str(p), None, True) for p in sorted(work.glob("*/plan.json")) for p in [p.parent]]
     places = list(dict.fromkeys(places))
     links = Links()
     try:
@@ -55,8 +56,16 @@ def main(chosen: argparse.Namespace) -> int:
     return Exit.SOME_FAILED if any(failed for failed, _ in done) else Exit.OK
 
 
-def _left(report: RunReport) -> list[tuple[str, str, Reach | None]]:
-    return [(n.id, n.directory, reach_from(n.reach)) for n in report.nodes if n.directory and not n.removed]
+_Place = tuple[str, str, Reach | None, bool]
+"""A plan's id, its directory, how its node is reached, and whether anything is known to have been begun there."""
+
+
+def _left(report: RunReport) -> list[_Place]:
+    return [
+        (n.id, n.directory, reach_from(n.reach), n.started or not n.over or bool(n.remains))
+        for n in report.nodes
+        if n.directory and not n.removed
+    ]
 
 
 def _old(folder: Path, age: str | None) -> Iterator[tuple[RunDirectory, RunReport]]:
@@ -91,7 +100,7 @@ def _jobs(links: Links, reports: Iterable[RunReport]) -> Iterator[tuple[bool, st
             yield True, f"Jobs of namespace {namespace}: {error}"
 
 
-def _remove(links: Links, where: str, directory: str, reach: Reach | None) -> tuple[bool, str]:
+def _remove(links: Links, where: str, directory: str, reach: Reach | None, begun: bool) -> tuple[bool, str]:
     """Whether it failed, and what became of it."""
     place = f"{where}: {directory}"
     if reach is None and not Path(directory).exists():
@@ -102,7 +111,11 @@ def _remove(links: Links, where: str, directory: str, reach: Reach | None) -> tu
         link.install(agent_bundle())
         answer = link.call("remove", directory, limit_s=90.0)
     except (LinkRefused, LinkLost) as error:
-        return True, f"{place}: {error}"
+        # A node that couldn't be reached before anything began there has nothing to be removed, today as then.
+        return (
+            begun,
+            f"{place}: {error}" if begun else f"{where}: nothing was begun there, and it isn't reached now: {error}",
+        )
     finally:
         link.close()
     if answer.get("removed"):

@@ -54,7 +54,7 @@ def main(chosen: argparse.Namespace) -> int:
 def _state(report: RunReport) -> str:
     if report.exit_code is not None:
         return f"ended ({report.exit_code})"
-    return "running" if report.pid and Path(f"/proc/{report.pid}/comm").exists() else "dead"
+    return "running" if report.pid and history.is_runner(report.pid) else "dead"
 
 
 def _verdict(report: RunReport) -> str:

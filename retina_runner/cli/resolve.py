@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import secrets
 import socket
@@ -98,7 +99,8 @@ def resolve(chosen: argparse.Namespace) -> Resolved:
         p.id: hosts.connections[p.capture, p.node] for p in plans if p.executor not in ("local", "kubernetes")
     }
     reach |= pods.reach(plans, token, agent)
-    work = chosen.work_dir or default_work_directory()
+    # Whole, as the run's record keeps it: `resume` and `cleanup` may be called from anywhere.
+    work = os.path.abspath(chosen.work_dir or default_work_directory())
     return Resolved(
         runbook, plans, run, token, agent, work, reach, chosen.forks or DEFAULT_FORKS, pods.jobs,
         pods.as_record(), (*pods.notes, *open_files(len(reach))), Choices(pods, whole, lambda found: _narrowed(found, hosts, chosen)),
@@ -195,8 +197,9 @@ class Links:
         from retina_runner.executors.ssh import SshLink
         from retina_runner.executors.ssh_connect import Connector
 
-        if not isinstance(self._connector, Connector):
-            self._connector = Connector(self._forks)
+        with self._lock:  # `--check` and `cleanup` ask for links in a thread a node, and all have to share the bastions
+            if not isinstance(self._connector, Connector):
+                self._connector = Connector(self._forks)
         return SshLink(reach, work_directory, self._connector)
 
     def session(self, reach: PodReach) -> Session:

@@ -20,6 +20,7 @@ from retina_runner.cli.run import Conduct, conduct
 from retina_runner.delivery import of_record
 from retina_runner.errors import Exit, UsageError
 from retina_runner.folding import fold
+from retina_runner.history import is_runner
 from retina_runner.report import NodeReport, RunReport, from_json
 from retina_runner.rundir import RUNS_HINT, RunDirectory
 from retina_runner.targets import DEFAULT_FORKS, Adoption, Target, Terms
@@ -78,14 +79,6 @@ def refuse_running(directory: RunDirectory, report: RunReport) -> None:
         raise UsageError(
             f"{directory.path}: it is still running (process {report.pid}); end it with Ctrl-C or kill {report.pid}"
         )
-
-
-def is_runner(pid: int) -> bool:
-    """Whether that process is one of ours."""
-    try:
-        return b"retina" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 def terms_of(report: RunReport, chosen: argparse.Namespace) -> Terms:

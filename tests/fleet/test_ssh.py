@@ -131,6 +131,9 @@ def test_each_way_of_not_getting_in_is_told_apart(
     (failed,) = run.all("node-failed")
     assert (failed["what"], why in failed["why"]) == (what, True), failed
     assert failed["hint"]
+    assert ">> /dev/null" not in failed["hint"]
+    cleaned = retina_run(fleet, "cleanup", str(run.directory))
+    assert (cleaned.returncode, "n1: nothing was begun there" in cleaned.stdout) == (0, True), cleaned
     gone(fleet, 1)
 
 

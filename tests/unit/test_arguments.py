@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,28 @@ def test_a_download_of_what_was_never_stored_says_where_it_is(
         f"retina-run: {tmp_path}: no archive was stored anywhere else; {tmp_path / 'archives'} has what came home, "
         f"retina-run upload {tmp_path} stores it\n"
     )
+
+
+def test_another_process_with_a_dead_runner_s_number_is_no_runner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        begin = {
+            "event": "run-start",
+            "run": "r",
+            "runbook": "r",
+            "time": "2026-11-23T03:17:00.000000Z",
+            "pid": other.pid,
+            "nodes": [],
+        }
+        (tmp_path / "r").mkdir()
+        (tmp_path / "r" / "events.jsonl").write_text(json.dumps(begin) + "\n")
+        assert main(["list", "--json", str(tmp_path)]) == 0
+    finally:
+        other.kill()
+        other.wait()
+    assert json.loads(capsys.readouterr().out)["state"] == "dead"
 
 
 def test_what_a_download_is_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,27 @@ def test_paramiko_is_imported_without_what_costs_half_of_it_and_that_stays_impor
     assert done.returncode == 0, done.stderr
 
 
+AT_ONCE = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from retina_runner.cli.resolve import Links
+from retina_runner.inventory import Connection
+sys.setswitchinterval(1e-5)
+links, together = Links(), threading.Barrier(20)
+def ask(number):
+    together.wait()
+    return links.to(Connection(f"web{number}", "192.0.2.1"), "/var/tmp/x")._connector
+with ThreadPoolExecutor(20) as pool:
+    print(len({id(c) for c in list(pool.map(ask, range(20)))}))
+"""
+
+
+def test_threads_that_ask_for_links_at_once_share_one_connector() -> None:
+    """As `--check` and `cleanup` do. With several, a bastion would be knocked at by each."""
+    done = subprocess.run([sys.executable, "-c", AT_ONCE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
 RUNS = """
 import sys
 import retina_runner.cli.run
