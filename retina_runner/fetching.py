@@ -15,10 +15,11 @@ from retina_runner.agent.passing import is_full
 
 
 class Throttle:
-    """Bounds the bytes a second of everything that goes through it together; None doesn't bound."""
+    """Bounds the bytes a second of everything that goes through it together; None doesn't bound. `wait(seconds)` may come
+    back sooner, where somebody has no more time."""
 
-    def __init__(self, bytes_s: float | None):
-        self._bytes_s = bytes_s
+    def __init__(self, bytes_s: float | None, wait: Callable[[float], object] = time.sleep):
+        self._bytes_s, self._wait = bytes_s, wait
         self._lock = threading.Lock()
         self._free_at = 0.0
 
@@ -30,7 +31,7 @@ class Throttle:
             now = time.monotonic()
             self._free_at = max(now, self._free_at) + count / self._bytes_s
             wait_s = self._free_at - now
-        time.sleep(wait_s)
+        self._wait(wait_s)
 
 
 def fetch(read: Callable[[int], Iterator[bytes]], path: Path, size_bytes: int, sha256: str, throttle: Throttle) -> str:

@@ -171,6 +171,7 @@ def parser() -> argparse.ArgumentParser:
     download.add_argument("--credential", metavar="REFERENCE", help="env:NAME or file:PATH, for --from")
     download.add_argument("--endpoint-url", metavar="URL", help="of an S3-compatible store, for --from s3://")
     download.add_argument("--ca-file", metavar="FILE", help="certificates of authorities to trust, for --from")
+    _fetch_rate(download)
 
     retry = verb("retry", "do a run's failed nodes again, as planned, at a T0 of their own", "retry")
     retry.add_argument("run", metavar="RUN_DIR")
@@ -246,13 +247,17 @@ def _conduct(verb: argparse.ArgumentParser) -> None:
         "--keep", action="store_true", help="leave the finished agents' directories on the nodes, for a look"
     )
     verb.add_argument("--max-fail", metavar="N|N%", help="start nothing new once more nodes than that have failed")
-    verb.add_argument(
-        "--fetch-rate", metavar="SIZE/s", help="bound the bytes a second of all fetching together: 20MB/s"
-    )
+    _fetch_rate(verb)
     verb.add_argument("--json", action="store_true", help="print every event as one JSON object a line")
     verb.add_argument("-q", "--quiet", action="store_true", help="print problems and the result only")
     verb.add_argument(
         "-v", "--verbose", action="count", default=0, help="say more: the exact commands, and each transition"
+    )
+
+
+def _fetch_rate(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--fetch-rate", metavar="SIZE/s", help="bound the bytes a second of all fetching together: 20MB/s"
     )
 
 

@@ -13,20 +13,23 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from retina_runner.agent.shelf import place
 from retina_runner.cli.resume import open_run
+from retina_runner.cli.run import fetch_rate
 from retina_runner.cli.shelved import Shelves
 from retina_runner.delivery import of_record
 from retina_runner.documents import nearest
 from retina_runner.errors import Exit, RetinaRunError, UsageError
+from retina_runner.fetching import Throttle
 from retina_runner.naming import ARCHIVE_ENDINGS
 from retina_runner.uploads import NotStored, Target
 from retina_runner.uploads.opening import open_target
@@ -51,7 +54,7 @@ class Source(Protocol):
     @property
     def place(self) -> object: ...
 
-    def bring(self, path: Path, give_up: threading.Event) -> None:
+    def bring(self, path: Path, give_up: threading.Event, throttle: Throttle) -> None:
         """Have the archive at `path`. Raises NotStored, OSError; NotStored soon after `give_up` is set."""
         ...
 
@@ -68,13 +71,14 @@ class Stored:
     def __str__(self) -> str:
         return self.target.describe()
 
-    def bring(self, path: Path, give_up: threading.Event) -> None:
+    def bring(self, path: Path, give_up: threading.Event, throttle: Throttle) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             for chunk in self.target.read(self.key):
                 if give_up.is_set():
                     raise NotStored("interrupted")
                 file.write(chunk)
+                throttle.take(len(chunk))
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Wanted:
 def main(chosen: argparse.Namespace) -> int:
     if bool(chosen.run) == bool(chosen.source):
         raise UsageError("download: name a run's directory, or say --from URL")
-    folder = Path(chosen.output)
+    folder, rate = Path(chosen.output), fetch_rate(chosen)
     shelves = Shelves()
     wanted = list(_of_url(chosen) if chosen.source else _of_run(Path(chosen.run), chosen.node, shelves))
     if not wanted:
@@ -103,10 +107,12 @@ def main(chosen: argparse.Namespace) -> int:
         raise UsageError(f"{folder}: {error.strerror}") from None
     failed = got = 0
     try:
-        with _interruptible() as give_up, closing(_all(wanted, folder, shelves, give_up)) as done:
-            for one, problem in done:
-                print(f"{folder / one.name}: {problem or 'ok'}", flush=True)
-                failed, got = failed + bool(problem), got + (not problem)
+        with _interruptible() as give_up:
+            get = partial(_get, folder=folder, give_up=give_up, throttle=Throttle(rate, give_up.wait))
+            with closing(_all(wanted, get, shelves, give_up)) as done:
+                for one, problem in done:
+                    print(f"{folder / one.name}: {problem or 'ok'}", flush=True)
+                    failed, got = failed + bool(problem), got + (not problem)
     finally:
         shelves.close()
         for problem in shelves.left:
@@ -143,7 +149,7 @@ def _interruptible() -> Iterator[threading.Event]:
 
 
 def _all(
-    wanted: Sequence[Wanted], folder: Path, shelves: Shelves, give_up: threading.Event
+    wanted: Sequence[Wanted], get: Callable[[Wanted], str], shelves: Shelves, give_up: threading.Event
 ) -> Generator[tuple[Wanted, str], None, None]:
     """Each archive with what is wrong, in their order; those of one place by one thread, which then lets go of the place."""
     places: dict[object, list[Wanted]] = {}
@@ -154,7 +160,7 @@ def _all(
     def bring(place: object) -> None:
         try:
             for one in places[place]:
-                problems[one.name] = _get(one.sources, folder, one.name, give_up)
+                problems[one.name] = get(one)
         finally:
             shelves.leave(place)
 
@@ -256,27 +262,27 @@ def _open(kind: str, options: dict[str, Any]) -> Target:
     return target
 
 
-def _get(sources: Sequence[Source], folder: Path, name: str, give_up: threading.Event) -> str:
+def _get(one: Wanted, folder: Path, give_up: threading.Event, throttle: Throttle) -> str:
     """Have the archive in the folder, from the first source that has it intact; why not, or nothing."""
-    path = folder / name
+    path = folder / one.name
     try:
-        with _alone(folder / HIDDEN, name, give_up):
+        with _alone(folder / HIDDEN, one.name, give_up):
             if path.exists():
                 intact = verify_archive(path).ok
                 return "" if intact else "is there already, and isn't intact; remove it, or choose another --output"
-            return _bring(sources, folder / HIDDEN / name, path, give_up)
+            return _bring(one.sources, folder / HIDDEN / one.name, path, give_up, throttle)
     except OSError as error:
         return f"{error.filename or path}: {error.strerror}"
     except NotStored as error:
         return str(error)
 
 
-def _bring(sources: Sequence[Source], part: Path, path: Path, give_up: threading.Event) -> str:
+def _bring(sources: Sequence[Source], part: Path, path: Path, give_up: threading.Event, throttle: Throttle) -> str:
     """`part` has the archive's own name, which verification looks at, in a folder of its own. Raises OSError."""
     why = ""
     for source in sources:
         try:
-            source.bring(part, give_up)
+            source.bring(part, give_up, throttle)
             problems = verify_archive(part).problems
             if not problems:
                 place(part, path)

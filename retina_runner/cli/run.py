@@ -262,18 +262,23 @@ def terms_of(limits: Limits, chosen: argparse.Namespace, forks: int, nodes: int)
         if not number.isdecimal() or (text.endswith("%") and int(number) > 100):
             raise UsageError(f"--max-fail {text}: a number of nodes, or percent of them, such as 3 or 10%")
         max_fail = int(number) * nodes // 100 if text.endswith("%") else int(number)
-    rate = None
-    if chosen.fetch_rate is not None:
-        try:
-            rate = float(parse_size(chosen.fetch_rate.removesuffix("/s")))
-        except ValueError as error:
-            raise UsageError(f"--fetch-rate {chosen.fetch_rate}: {error}") from None
-        if rate <= 0:
-            raise UsageError("--fetch-rate: must be more than nothing")
     return Terms(
         ready_timeout_s=limits.ready_timeout_s, reconnect_timeout_s=limits.reconnect_timeout_s, forks=forks,
-        max_fail=max_fail, fetch_bytes_s=rate, keep=chosen.keep,
+        max_fail=max_fail, fetch_bytes_s=fetch_rate(chosen), keep=chosen.keep,
     )  # fmt: skip
+
+
+def fetch_rate(chosen: argparse.Namespace) -> float | None:
+    """`--fetch-rate` in bytes a second; None for no bound. Raises UsageError."""
+    if chosen.fetch_rate is None:
+        return None
+    try:
+        rate = float(parse_size(chosen.fetch_rate.removesuffix("/s")))
+    except ValueError as error:
+        raise UsageError(f"--fetch-rate {chosen.fetch_rate}: {error}") from None
+    if rate <= 0:
+        raise UsageError("--fetch-rate: must be more than nothing")
+    return rate
 
 
 def view_of(chosen: argparse.Namespace) -> View:

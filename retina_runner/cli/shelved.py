@@ -126,10 +126,10 @@ class Shelved:
     def __str__(self) -> str:
         return self.at.name
 
-    def bring(self, path: Path, give_up: threading.Event) -> None:
+    def bring(self, path: Path, give_up: threading.Event, throttle: Throttle) -> None:
         try:
             reader = self.shelves.reader(self, give_up)
-            wrong = self._fetch(reader, path, give_up)
+            wrong = self._fetch(reader, path, give_up, throttle)
         except (LinkRefused, LinkLost) as why:
             raise NotStored(str(why)) from None
         finally:
@@ -139,7 +139,7 @@ class Shelved:
         if wrong:
             raise NotStored(f"from {self}: {wrong}")
 
-    def _fetch(self, reader: Reads, path: Path, give_up: threading.Event) -> str:
+    def _fetch(self, reader: Reads, path: Path, give_up: threading.Event, throttle: Throttle) -> str:
         """Over as many connections as it takes, each going on where the last one ended."""
         moved = time.monotonic()
 
@@ -153,7 +153,7 @@ class Shelved:
 
         while True:
             try:
-                return fetch(read, path, self.size_bytes, self.sha256, Throttle(None))
+                return fetch(read, path, self.size_bytes, self.sha256, throttle)
             except LinkLost:
                 if time.monotonic() - moved > PATIENCE_S or give_up.wait(random.uniform(1.0, 3.0)):
                     raise

@@ -175,15 +175,15 @@ def arrived(folder: Path) -> int:
 
 
 def begun(runs: Runs, run: PatientRun, folder: Path) -> subprocess.Popen[str]:
-    """A download of which some has come, and most of the rest hasn't: it stands still until SIGCONT. One that a crowded machine
-    let come to its end meanwhile is begun again, from nothing: all of it comes within two seconds."""
+    """A download of which some has come, and at least a half hasn't: it stands still until SIGCONT. One that a crowded machine
+    let come further meanwhile is begun again, from nothing. Its rate leaves time to stop it: all would come within two seconds."""
     while True:
         before = arrived(folder)
-        process = runs.begin("download", str(run.directory), "--output", str(folder))
+        process = runs.begin("download", str(run.directory), "--output", str(folder), "--fetch-rate", "10MB/s")
         while process.poll() is None and arrived(folder) <= before + 5_000_000:
             time.sleep(0.005)
         process.send_signal(signal.SIGSTOP)
-        if process.poll() is None and before + 5_000_000 < arrived(folder) < LARGE * 3 // 4:
+        if process.poll() is None and before + 5_000_000 < arrived(folder) < LARGE // 2:
             return process
         process.send_signal(signal.SIGCONT)
         out, err = process.communicate(timeout=240)

@@ -48,6 +48,16 @@ def test_a_bound_that_is_none_is_told_before_anything_is_made(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("value", ["x", "0", "20MB/m"])
+def test_a_download_s_rate_that_is_none_is_told_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    words = ["download", "--from", str(tmp_path), "--fetch-rate", value, "--output", str(tmp_path / "back")]
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith("retina-run: --fetch-rate")
+    assert not (tmp_path / "back").exists()
+
+
 @pytest.mark.parametrize(
     "words", [["report"], ["resume"], ["upload"], ["cleanup"], ["download"], ["retry", "--failed"]]
 )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from retina_runner.cli.download import Wanted, _of_run
+from retina_runner.cli.download import Stored, Wanted, _of_run
 from retina_runner.cli.shelved import Shelved, Shelves
 from retina_runner.errors import UsageError
+from retina_runner.fetching import Throttle
+from retina_runner.uploads import NotStored
+from retina_runner.uploads.opening import open_target
 
 HOST_PATH = {"kind": "host_path", "options": {"base": "/var/lib/retina-run/archives", "path": "incidents"}}
 ON_NODES = "/var/lib/retina-run/archives/incidents on the node"
@@ -89,3 +94,30 @@ def test_a_node_that_isn_t_there_and_a_record_that_does_not_say(tmp_path: Path) 
         wanted(run, "node-b")
     with pytest.raises(UsageError, match="doesn't say what its Jobs were like"):
         wanted(run)
+
+
+@pytest.mark.parametrize("on_a_shelf", [True, False])
+def test_a_rate_so_low_that_it_takes_hours_holds_nobody_up_who_has_given_up(tmp_path: Path, on_a_shelf: bool) -> None:
+    """Of a folder that is a store, and of one that a run says its node has kept its archive in."""
+    source = tmp_path / "store"
+    source.mkdir()
+    (source / "r-a-1.tar.gz").write_bytes(bytes(4000))
+    give_up = threading.Event()
+    throttle = Throttle(1.0, lambda s: give_up.set() if s > 3000 else None)
+    if on_a_shelf:
+        local = {
+            **pod("a", "r-a-1.tar.gz"),
+            "executor": "local",
+            "reach": None,
+            "at": {ON_NODES: str(source)},
+            "size": 4000,
+        }
+        (one,) = wanted(run_of(tmp_path, [local], [HOST_PATH]))
+        (brings,) = one.sources
+    else:
+        target = open_target("directory", {"path": str(source)})
+        assert target is not None
+        brings = Stored(target, "r-a-1.tar.gz")
+    with suppress(NotStored):
+        brings.bring(tmp_path / "r-a-1.tar.gz", give_up, throttle)
+    assert give_up.is_set()

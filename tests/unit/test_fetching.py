@@ -75,3 +75,10 @@ def test_a_throttle_takes_at_least_its_time() -> None:
     for _ in range(4):
         throttle.take(50_000)
     assert time.monotonic() - begun >= 0.2
+
+
+def test_a_throttle_s_wait_is_over_when_somebody_gives_up() -> None:
+    asked: list[float] = []
+    throttle = Throttle(1.0, asked.append)
+    throttle.take(3600)
+    assert 3590 < asked[0] <= 3600
