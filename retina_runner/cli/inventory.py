@@ -50,7 +50,9 @@ def main(chosen: argparse.Namespace) -> int:
 
 def _one(known: Inventory, name: str) -> tuple[Host, ...]:
     if name not in known.host_settings and name not in ("localhost", "127.0.0.1", "::1"):
-        raise UsageError(f"--explain {name}: no host of that name; {nearest(name, known.names) or 'there are none'}")
+        raise UsageError(
+            f"--explain {name}: no host of that name; {nearest(name, known.names) or f'there are {len(known.names)} hosts'}"
+        )
     return known.hosts([name]) if name in known.host_settings else inventory.select(known, name)
 
 

@@ -105,9 +105,7 @@ def limit_hosts(inventory: Inventory, hosts: Sequence[Host], pattern: str | None
     unknown = next((p for p in parts if not patterns.known(inventory, p)), None)
     if unknown is not None:
         near = patterns.near(patterns.bare(unknown), inventory)
-        raise UsageError(
-            f"--limit {pattern}: {patterns.bare(unknown)} is no host and no group; {near or 'there are none'}"
-        )
+        raise UsageError(f"--limit {pattern}: {patterns.bare(unknown)} is no host and no group; {near}")
     left = tuple(h for h in hosts if h.name in wanted)
     if not left:
         raise UsageError(f"--limit {pattern}: none of the {len(hosts)} hosts matches")

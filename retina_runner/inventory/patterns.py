@@ -56,7 +56,7 @@ def match(inventory: Inventory, pattern: str) -> tuple[str, ...]:
             whole = len(_enumerated(inventory, slice_[1])) if slice_ else 0
             if slice_ and whole:
                 raise NoMatch(f"{bare(part)}: {slice_[1]} has {whole} hosts, counted from 0")
-            raise NoMatch(f"{bare(part)} is no host and no group; {near(bare(part), inventory) or 'there are none'}")
+            raise NoMatch(f"{bare(part)} is no host and no group; {near(bare(part), inventory)}")
     found = select(inventory, parts)
     if not found:
         raise NoMatch(f"{pattern} means no host of {len(inventory.names)}")
@@ -94,8 +94,12 @@ def known(inventory: Inventory, part: str) -> bool:
 
 
 def near(word: str, inventory: Inventory) -> str:
-    """The nearest names of hosts and groups to a word that is none."""
-    return nearest(word.partition("[")[0] or word, [*inventory.group_names, *inventory.names])
+    """The nearest names of hosts and groups to a word that is none, or what there is."""
+    groups, hosts = inventory.group_names, len(inventory.names)
+    found = nearest(word.partition("[")[0] or word, [*groups, *inventory.names])
+    if found or not hosts:
+        return found or "there are none"
+    return f"there are {hosts} hosts" + (f" and the groups {', '.join(groups)}" if 0 < len(groups) <= 30 else "")
 
 
 def _one(inventory: Inventory, part: str) -> Collection[str]:

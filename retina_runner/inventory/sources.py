@@ -23,6 +23,7 @@ MOST_BYTES = 64 << 20
 SCRIPT_LIMIT_S = 60.0
 _SKIPPED = (".orig", ".bak", ".rpm", ".deb", ".pyc", ".pyo", ".cfg", ".retry", ".md", ".txt", ".rst", ".swp")
 """Ansible's INVENTORY_IGNORE_EXTS, and Debian's packages."""
+_VARIABLE_SUFFIXES = ("", ".yml", ".yaml", ".json")
 _VARIABLE_FOLDERS = ("group_vars", "host_vars", "vars_plugins")
 _SSH_CONFIG = re.compile(r"(?i)(host|match|include)[ \t=]+\S")
 _SECTION = re.compile(r"\[[^\[\],]+\]")
@@ -71,7 +72,7 @@ def _source(word: str, inventory: Inventory, folders: dict[Path, None]) -> None:
             for inner in _inner(path):
                 ignored = inner.name in _VARIABLE_FOLDERS or inner.name.startswith(".") or inner.name.endswith("~")
                 if not ignored and not inner.name.endswith(_SKIPPED):
-                    _source(str(inner), inventory, folders)
+                    _source(str(inner), inventory, {})  # variables lie beside what was named
         else:
             folders.setdefault(path.parent)
             _file(path, inventory)
@@ -220,17 +221,26 @@ def _variables(folder: Path, inventory: Inventory, problems: list[Problem]) -> N
 
 
 def _variable_files(folder: Path, name: str) -> list[Path]:
+    """The first of these that is there, as Ansible's DataLoader.find_vars_files: a folder hides a file of the same name."""
     if "/" in name or name.startswith("."):
         return []
-    found: list[Path] = []
-    for suffix in ("", ".yml", ".yaml", ".json"):
+    for suffix in _VARIABLE_SUFFIXES:
         path = folder / (name + suffix)
         if path.is_dir():
-            found += sorted(
-                p for p in path.rglob("*")
-                if p.is_file() and p.suffix in ("", ".yml", ".yaml", ".json") and not p.name.startswith(".") and p.name[-1] != "~"
-            )  # fmt: skip
-        elif path.is_file():
+            return _variable_files_in(path)
+        if path.is_file():
+            return [path]
+    return []
+
+
+def _variable_files_in(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    for path in _inner(folder):
+        if path.name.startswith(".") or path.name.endswith("~"):
+            continue
+        if path.is_dir():
+            found += [] if path.suffix else _variable_files_in(path)
+        elif path.is_file() and path.suffix in _VARIABLE_SUFFIXES:
             found.append(path)
     return found
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from retina_runner.inventory import Inventory, patterns, sources
+from tests.unit.inventory.test_sources import PLACES, write
 
 pytestmark = pytest.mark.ansible
 ORACLE = Path(__file__).with_name("ansible_oracle.py")
@@ -164,6 +165,12 @@ def test_the_order_within_a_group_is_the_same(tmp_path: Path) -> None:
     (theirs,) = oracle([case], tmp_path)
     inventory, _ = ours(case)
     assert {p: list(patterns.select(inventory, patterns.split(p))) for p in wanted} == theirs["patterns"]
+
+
+def test_variables_are_read_from_the_same_files(tmp_path: Path) -> None:
+    case: dict[str, Any] = {"sources": [str(write(tmp_path, **PLACES))], "patterns": ["web"]}
+    (theirs,) = oracle([case], tmp_path)
+    assert ours(case)[1] == theirs["hosts"] == {"w": {"a": 1, "b": 2, "c": 3}, "d": {"a": 1}}
 
 
 def test_words_and_values_of_an_ini_file(tmp_path: Path) -> None:

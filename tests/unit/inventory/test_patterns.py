@@ -77,6 +77,14 @@ def test_a_pattern_means(pattern: str, meant: str) -> None:
         assert found == tuple(meant.split())
 
 
+def test_of_many_hosts_their_number_and_the_groups_are_told() -> None:
+    made = fleet()
+    for name in ranges.expand("node[01:40]"):
+        made.add_host(name)
+    assert patterns.near("xyz", made) == "there are 47 hosts and the groups web, db, eu, canary, prod, empty"
+    assert patterns.near("xyz", Inventory()) == "there are none"
+
+
 def test_a_range_is_of_names_where_no_group_is_so_called() -> None:
     made = Inventory()
     for name in ranges.expand("node[01:20]"):

@@ -71,6 +71,14 @@ def test_the_examples_mean_what_they_say() -> None:
     assert lab["@local"].connector == "local"
 
 
+PLACES = {
+    "hosts": "[web]\nw\n", "sub__more": "[db]\nd\n", "sub__group_vars__db_dot_yml": "z: 1\n",
+    "group_vars__all__x_dot_yml": "a: 1\n", "group_vars__all_dot_yml": "z: 1\n", "group_vars__web": "b: 2\n",
+    "group_vars__web_dot_json": '{"z": 1}', "host_vars__w__deep__y_dot_yaml": "c: 3\n", "host_vars__w__old_dot_d__y_dot_yml": "z: 1\n",
+    "host_vars__w___dot_git__y_dot_yml": "z: 1\n", "host_vars__w__y_dot_ini": "z: 1\n", "host_vars__w_dot_yml": "z: 1\n",
+}  # fmt: skip
+"""Files in which `z` is said where nobody reads it."""
+
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
@@ -91,12 +99,20 @@ def test_several_inventories_are_one_and_the_later_overrides(tmp_path: Path) -> 
 def test_a_folder_is_its_files_in_order_without_its_variables(tmp_path: Path) -> None:
     write(
         tmp_path, b_dot_ini="[web]\nw1 x=2\n", a_dot_yaml="web: {hosts: {w1: {x: 1}, w2: }}", group_vars__web_dot_yml="y: 3\n",
-        host_vars__w1_dot_yaml="z: 4\n", notes_dot_md="# not one\n", old_dot_bak="???", group_vars__web__ignored="",
+        host_vars__w1_dot_yaml="z: 4\n", notes_dot_md="# not one\n", old_dot_bak="???",
         README_dot_txt="Of whom?\n", README_dot_rst="Of whom?\n", ansible_dot_cfg="[defaults]\n",
     )  # fmt: skip
     one, _two = resolve([str(tmp_path)])
     assert {k: s.value for k, s in one.settings.items()} == {"x": 2, "y": 3, "z": 4}
     assert one.settings["y"].origin == f"{tmp_path}/group_vars/web.yml:1:4"
+
+
+def test_variables_are_looked_for_where_ansible_looks(tmp_path: Path) -> None:
+    """A folder hides a file of the same name, and only what was named has variables beside it: not a folder in a folder."""
+    write(tmp_path, **PLACES)
+    web, db = resolve([str(tmp_path)])
+    assert {k: s.value for k, s in web.settings.items()} == {"a": 1, "b": 2, "c": 3}
+    assert {k: s.value for k, s in db.settings.items()} == {"a": 1}
 
 
 def test_localhost_is_this_machine_where_nobody_says_otherwise(tmp_path: Path) -> None:
