@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import time
@@ -13,6 +14,12 @@ from typing import Any
 from tests.cluster.places import call
 
 WAIT_S = 180.0
+UNREACHED = re.compile(
+    r"(^|: )(error: |Error from server|Unable to connect|The connection to the server)[^\n]*"
+    r"(TLS handshake timeout|connection refused|was refused - did you specify)[^\n]*\Z",
+    re.MULTILINE,
+)
+"""kubectl's last words when no connection came about, on a machine that stood still for ten seconds, say: nothing was asked."""
 
 
 class Api:
@@ -27,9 +34,16 @@ class Api:
         return "kubectl"
 
     def kubectl(self, *argv: str, stdin: str | None = None, limit_s: float = 120) -> str:
-        """Its stdout. RuntimeError with all that it said when it fails."""
+        """Its stdout. RuntimeError with all that it said when it fails. Asks once, but until somebody hears it."""
         environment = {"KUBECONFIG": str(self.kubeconfig)}
-        return call(self.program(), *argv, env=environment, stdin=stdin, limit_s=limit_s)
+        deadline = time.monotonic() + limit_s
+        while True:
+            try:
+                return call(self.program(), *argv, env=environment, stdin=stdin, limit_s=limit_s)
+            except RuntimeError as error:
+                if time.monotonic() > deadline or not UNREACHED.search(str(error).strip()):
+                    raise
+            time.sleep(1.0)
 
     def get(self, *argv: str) -> Any:
         """What `kubectl get … -o json` says."""

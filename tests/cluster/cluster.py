@@ -6,6 +6,7 @@ it is killed the kernel kills everything below it. `up` may be called again at a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -81,9 +82,11 @@ class Cluster(Api):
 
     def down(self, wipe: bool = True) -> None:
         """Kill what `up` started, remove namespaces and control groups, and with `wipe` the cluster's state too."""
-        for name in ["control-plane", *(f"node-{n}" for n in self.nodes)]:
-            if self.alive(name):
-                os.kill(self.pid(name), signal.SIGKILL)
+        killed = [self.pid(n) for n in ("control-plane", *(f"node-{n}" for n in self.nodes)) if self.alive(n)]
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        # The first process of a namespace is there until all of the others have ended: etcd, say, which writes what `wipe` removes.
+        self.eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in killed), "the machines have ended")
         self.eventually(lambda: not any(map(self._cgroup_processes, self.nodes.values())), "all processes are gone")
         self.network.down()
         for node in self.nodes.values():
@@ -139,9 +142,15 @@ class Cluster(Api):
     def stop(self, machine: str, service: str, number: signal.Signals = signal.SIGKILL) -> None:
         """End a service of `control-plane` or `node-<number>`, until `start`."""
         (self.directory / machine / "stopped" / service).touch()
-        for pid in self._service_pids(machine, service):
-            os.kill(pid, number)
-        self.eventually(lambda: not self._service_pids(machine, service), f"{service} on {machine} has ended")
+
+        def ended() -> bool:  # the one that was there, and one that the supervisor was about to begin instead
+            pids = self._service_pids(machine, service)
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            return not pids
+
+        self.eventually(ended, f"{service} on {machine} has ended")
 
     def start(self, machine: str, service: str) -> None:
         """Let a service that was stopped run again; doesn't wait."""
@@ -202,7 +211,7 @@ class Cluster(Api):
             )
         process.returncode = 0  # not waited for: it shall live on
         (directory / "pid").write_text(str(process.pid))
-        self.eventually(lambda: self.alive(name), f"{name} has been started", 30)
+        self.eventually(lambda: self.alive(name), f"{name} has been started")
 
     def _import(self, node: Node, runtime: Path, archives: list[Path]) -> None:
         ctr = [*self.on_node(node.number), f"{runtime}/usr/bin/ctr", "-a", SOCKET, "-n", "k8s.io"]

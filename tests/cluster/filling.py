@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from tests.cluster.api import Api
 
+RUNNING = "status.phase!=Succeeded,status.phase!=Failed"
+
 
 @contextmanager
 def full(api: Api, namespace: str, node: str) -> Iterator[None]:
@@ -15,7 +17,8 @@ def full(api: Api, namespace: str, node: str) -> Iterator[None]:
     millis = int(capacity[:-1]) if capacity.endswith("m") else int(capacity) * 1000
     taken = sum(
         int(request[:-1]) if request.endswith("m") else int(request) * 1000
-        for pod in api.get("pods", "-A", f"--field-selector=spec.nodeName={node},status.phase!=Succeeded")["items"]
+        for pod in api.get("pods", "-A", f"--field-selector=spec.nodeName={node},{RUNNING}")["items"]
+        if "deletionTimestamp" not in pod["metadata"]  # it would leave room later; until it has gone the filler waits
         for container in pod["spec"]["containers"]
         for request in [container.get("resources", {}).get("requests", {}).get("cpu", "0m")]
     )

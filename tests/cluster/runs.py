@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.cluster.api import Api
@@ -67,6 +70,16 @@ class Runs:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+@contextmanager
+def standing_still(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Nothing goes on in a runner while this holds: what a test does meanwhile may take as long as it takes."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 def by_node(run: Run) -> dict[str, Archive]:

@@ -18,15 +18,18 @@ class Shop:
 
     def __init__(self, api: Api, namespace: str):
         self.api, self.namespace = api, namespace
-        self.nodes = sorted(api.ready())[:3]
-        self.node: dict[str, str] = dict(zip(PARTS, self.nodes, strict=True))
+        self.nodes: list[str] = []
+        self.node: dict[str, str] = {}
         self.addresses: dict[str, tuple[str, str]] = {}
         self.pods: dict[str, str] = {}
 
     def open(self) -> None:
         """Create the deployments; returns when every pod runs, and the server's receiver is ready."""
+        self.api.eventually(self._nodes_are_there, "there are three ready nodes")
         self.api.apply(*(self._deployment(part) for part in PARTS))
         self.api.eventually(self._all_run, "the shop's pods run")
+        log = ("logs", "-n", self.namespace, self.pods["server"])
+        self.api.eventually(lambda: self.api.kubectl(*log) == "ready\n", "the server's receiver is ready")
         # Whoever sends first resolves neighbours on the way: not among the packets that a test counts.
         for family in (0, 1):
             self.send("client", self.addresses["server"][family], 7999, 1)
@@ -36,6 +39,11 @@ class Shop:
         """Send that many datagrams of that payload size from a part's pod; returns when all are sent."""
         argv = ["python3", "-c", SENDER, address, str(port), str(count), str(size), "40000"]
         self.api.kubectl("exec", "-n", self.namespace, self.pods[part], "--", *argv)
+
+    def _nodes_are_there(self) -> bool:
+        self.nodes = sorted(self.api.ready())[: len(PARTS)]
+        self.node = dict(zip(PARTS, self.nodes, strict=False))
+        return len(self.node) == len(PARTS)
 
     def _all_run(self) -> bool:
         for pod in self.api.get("pods", "-n", self.namespace, "-l", "shop=open")["items"]:

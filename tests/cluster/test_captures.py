@@ -8,7 +8,7 @@ from retina_runner.executors.kubernetes.api import RIGHTS
 from retina_runner.verification import verify_archive
 from tests.cluster.api import Api
 from tests.cluster.cluster import Cluster
-from tests.cluster.runs import Runs, by_node
+from tests.cluster.runs import Runs, by_node, standing_still
 from tests.cluster.shop import Shop
 from tests.lab import Archive
 
@@ -70,14 +70,15 @@ def test_everything_that_a_node_has_from_inside_a_job(runs: Runs, shop: Shop) ->
     """Packets, rules, state, and BPF plugins, with the capabilities that the plan asks for and no more."""
     run = runs.start(f"""
 name: everything
-duration: 6s
+duration: 12s
 captures:
   - nodes: {{kubernetes: {{nodes: all, job: {{namespace: {shop.namespace}, requests: {{cpu: 10m, memory: 64Mi}}}}}}}}
     collect: [tcpdump, iptables, network-state, {{ebpf: {{plugins: [packetforward, linuxutil]}}}}]
 """)
     run.wait_for("window")
+    with standing_still(run.process):  # it removes its Jobs in the end
+        job = runs.api.get("jobs", "-n", shop.namespace)["items"][0]
     shop.send("client", shop.addresses["server"][0], 7000, 200)
-    job = runs.api.get("jobs", "-n", shop.namespace)["items"][0]
     container = job["spec"]["template"]["spec"]["containers"][0]
     assert run.end() == 0, (run.events, runs.api.state())
     assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]

@@ -69,7 +69,7 @@ def test_pod_security_refuses(runs: Runs, cluster: Api, namespace: str) -> None:
 
 def test_a_pod_that_fits_nowhere_is_told_by_the_scheduler(runs: Runs, cluster: Api, namespace: str) -> None:
     nodes = sorted(cluster.ready())[:1]
-    run = runs.start(runbook(namespace, nodes, job='requests: {cpu: "4000"}', limits="ready_timeout: 10s"))
+    run = runs.start(runbook(namespace, nodes, job='requests: {cpu: "4000"}', limits="ready_timeout: 20s"))
     assert run.end() in (2, 4), (run.events, cluster.state())
     assert "Insufficient cpu" in failures(run)[nodes[0]]
 
@@ -214,7 +214,7 @@ captures:
   - nodes: {{kubernetes: {{nodes: [{own_cluster.nodes[1].name}], job: {{namespace: {namespace}}}}}}}
     collect: [{{command: {{argv: [head, -c, "210000000", /dev/urandom], output_limit: 250MB, limit: 120s}}}}]
 """
-    run = runs.start(book, "--fetch-rate", "30MB/s")  # else all of it may be here before anybody has looked
+    run = runs.start(book, "--fetch-rate", "15MB/s")  # else all of it may be here before anybody has looked
     run.wait_for("archive")
 
     def arrived() -> int:

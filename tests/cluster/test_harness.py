@@ -35,10 +35,12 @@ def test_the_node_image_has_what_collectors_call(cluster: Api, namespace: str) -
 
 
 def test_a_service_that_is_stopped_stays_so_until_started(own_cluster: Cluster) -> None:
-    before = own_cluster._service_pids("node-3", "kube-proxy")
-    assert len(before) == 1
+    def runs() -> list[int]:
+        return own_cluster._service_pids("node-3", "kube-proxy")
+
+    own_cluster.eventually(lambda: len(runs()) == 1, "kube-proxy runs")
+    before = runs()
     own_cluster.stop("node-3", "kube-proxy")
-    assert own_cluster._service_pids("node-3", "kube-proxy") == []
+    assert runs() == []
     own_cluster.start("node-3", "kube-proxy")
-    own_cluster.eventually(lambda: own_cluster._service_pids("node-3", "kube-proxy"), "kube-proxy runs again")
-    assert own_cluster._service_pids("node-3", "kube-proxy") != before
+    own_cluster.eventually(lambda: len(runs()) == 1 and runs() != before, "kube-proxy runs again")

@@ -90,8 +90,14 @@ class Identity:
         made = cls(cluster, folder, {"exec": plugin})
         (folder / "plugin").write_text(PLUGIN)
         (folder / "plugin").chmod(0o700)
-        (folder / "answers").write_text("".join(json.dumps(a) + "\n" for a in answers))
+        made.answer(*answers)
         return made
+
+    def answer(self, *answers: dict[str, Any]) -> None:
+        """What the plugin says from now on: never half of it."""
+        new = self.folder / "answers.new"
+        new.write_text("".join(json.dumps(a) + "\n" for a in answers))
+        new.rename(self.folder / "answers")
 
     @property
     def calls(self) -> int:
@@ -208,12 +214,14 @@ def test_a_plugin_that_gives_nothing_good(
 
 def test_a_login_that_ends_in_the_window_and_comes_back(runs: Runs, granted: Api, token: str, tmp_path: Path) -> None:
     """The node is out of reach meanwhile, and nothing is lost."""
-    answers = [{"token": token, "for_s": 40}] * 2 + [{"fail": "the login has expired: run cloud-login"}]
-    identity = Identity.of_a_plugin(granted, tmp_path / "who", *answers)
+    # A credential is renewed 30 s before it expires: this one is asked for again every few seconds.
+    identity = Identity.of_a_plugin(granted, tmp_path / "who", {"token": token, "for_s": 33})
     run = start(runs, identity, duration="15s")
+    run.wait_for("window")
+    identity.answer({"fail": "the login has expired: run cloud-login"})
     lost = run.wait_for("lost")
     assert "the login has expired: run cloud-login" in lost["why"]
-    (identity.folder / "answers").write_text(json.dumps({"token": token}) + "\n")
+    identity.answer({"token": token})
     assert run.end() == 0, (run.events, run.stderr)
     assert run.all("reattached")
 
@@ -249,7 +257,7 @@ def test_our_role_suffices_for_what_comes_after_a_run(
 name: after
 duration: 1s
 keep: never
-limits: {{ready_timeout: 15s}}
+limits: {{ready_timeout: 25s}}
 captures:
   - nodes: {{kubernetes: {{nodes: [{node}], job: {{namespace: {NAMESPACE}, requests: {{cpu: 200m}}}}}}}}
     collect: [network-state]
@@ -294,9 +302,11 @@ def test_in_a_pod_as_its_service_account(own_cluster: Cluster, granted: Api) -> 
     (Nodes of the harness see this machine's files, so that the runner needs no image of its own.)
     """
     node, runner = (own_cluster.nodes[n].name for n in (1, 2))
+    # It says so when it is listened to: what a process has said before kubectl is attached to it isn't heard.
     version = own_cluster.kubectl(
         "run", "version", "-n", NAMESPACE, "--rm", "-i", "--quiet", "--restart=Never", f"--image={own_cluster.image}",
-        "--image-pull-policy=IfNotPresent", "--", "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])",
+        "--image-pull-policy=IfNotPresent", "--", "python3", "-c",
+        "import sys; sys.stdin.read(); print('%d.%d' % sys.version_info[:2])", stdin="",
     ).strip()  # fmt: skip
     runbook = f"""
 name: inside

@@ -10,7 +10,7 @@ import pytest
 from retina_runner.verification import verify_archive
 from tests.cluster.api import Api
 from tests.cluster.cluster import Cluster
-from tests.cluster.runs import LABEL, Runs
+from tests.cluster.runs import LABEL, Runs, standing_still
 from tests.cluster.shop import Shop
 from tests.cluster.test_captures import UDP4, UDP6, numbers
 from tests.lab import RECEIVER, Archive
@@ -118,7 +118,7 @@ def received(archive: Archive) -> int:
 def test_the_capabilities_that_plan_prints_are_what_it_takes(runs: Runs, shop: Shop) -> None:
     """Job and `plan` agree, and the capture with exactly these is whole: also of what the pod says to itself."""
     collect = "[{tcpdump: {interfaces: [lo], filter: udp port 7000}}, {ebpf: {plugins: [dropreason]}}]"
-    text = runbook(shop, "app=server", "6s", collect)
+    text = runbook(shop, "app=server", "12s", collect)
     path = runs.folder / "printed.yaml"
     path.write_text(text)
     told = runs.command("plan", str(path))
@@ -127,7 +127,8 @@ def test_the_capabilities_that_plan_prints_are_what_it_takes(runs: Runs, shop: S
     run = runs.start(text)
     run.wait_for("window")
     shop.send("server", "127.0.0.1", 7000, 70)
-    pod = runs.api.get("jobs", "-n", shop.namespace)["items"][0]["spec"]["template"]["spec"]
+    with standing_still(run.process):  # it removes its Job in the end
+        pod = runs.api.get("jobs", "-n", shop.namespace)["items"][0]["spec"]["template"]["spec"]
     assert run.end() == 0, (run.events, runs.api.state())
     context = pod["containers"][0]["securityContext"]
     assert ", ".join(context["capabilities"]["add"]) == CAPABILITIES

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from retina_runner.moving import MOVES_MOST
 from retina_runner.verification import verify_archive
 from tests.cluster.api import Api
-from tests.cluster.runs import PatientRun, Runs
+from tests.cluster.filling import full
+from tests.cluster.runs import PatientRun, Runs, standing_still
 from tests.cluster.shop import Shop
 from tests.lab import Archive
 
@@ -87,17 +88,17 @@ def roamer(cluster: Api, shop: Shop) -> Iterator[Roamer]:
 
 
 def held(shop: Shop, scope: str = "node") -> str:
-    """The roamer's node is checked at once; the other capture's Job never fits, so that its node is waited for."""
+    """The roamer's node is checked at once; the other capture's Job doesn't fit while its node is full, and is waited for."""
     return f"""
 name: moving
-duration: 10s
-limits: {{ready_timeout: 25s}}
+duration: 12s
+limits: {{ready_timeout: 200s}}
 captures:
   - name: roamers
     nodes: {{kubernetes: {{namespace: {shop.namespace}, owner: deployment/roamer, scope: {scope}}}}}
     collect: [{{tcpdump: {{interfaces: [any], filter: udp port 7000}}}}]
-  - name: never
-    nodes: {{kubernetes: {{namespace: {shop.namespace}, nodes: [{shop.nodes[2]}], job: {{requests: {{cpu: "4000"}}}}}}}}
+  - name: other
+    nodes: {{kubernetes: {{namespace: {shop.namespace}, nodes: [{shop.nodes[2]}], job: {{requests: {{cpu: 200m}}}}}}}}
     collect: [iptables]
 """
 
@@ -115,13 +116,14 @@ def test_a_pod_that_is_replaced_on_its_node_before_the_start(
     runs: Runs, shop: Shop, roamer: Roamer, scope: str
 ) -> None:
     """Its node is planned again: the filter is of the new address, or the view the new pod's."""
-    run = runs.start(held(shop, scope))
-    run.wait_for("node-check", node=roamer.node, capture="roamers")
-    before = roamer.address, roamer.name
-    roamer.move()
+    with full(shop.api, shop.namespace, shop.nodes[2]):
+        run = runs.start(held(shop, scope))
+        run.wait_for("node-check", node=roamer.node, capture="roamers")
+        before = roamer.address, roamer.name
+        roamer.move()
     run.wait_for("window", capture="roamers")
     shop.send("client", roamer.address, 7000, 200)
-    assert run.end() == 3, (run.events, runs.api.state())
+    assert run.end() == 0, (run.events, runs.api.state())
     changed = [e for e in run.events if e["event"] in ("node-replanned", "node-joined", "node-left")]
     assert {e["node"] for e in changed} == {roamer.node}
     assert all(before[0] in e["why"] or roamer.address in e["why"] for e in changed)
@@ -146,14 +148,18 @@ def payloads(archive: Archive) -> list[int]:
 @pytest.mark.parametrize("scope", ["node", "pod-netns"])
 def test_a_pod_that_moves_to_another_node_before_the_start(runs: Runs, shop: Shop, roamer: Roamer, scope: str) -> None:
     """The old node leaves, with everything that was made there; the new one joins, and is captured from T0 on."""
-    run = runs.start(held(shop, scope))
     old, new = roamer.node, shop.nodes[1]
-    run.wait_for("node-check", node=old, capture="roamers")
-    roamer.move(new)
-    run.wait_for("window", node=new)
-    assert not [j for j in runs.api.get("jobs", "-n", shop.namespace)["items"] if pinned(j) == old], "its Job is gone"
+    with full(shop.api, shop.namespace, shop.nodes[2]):
+        run = runs.start(held(shop, scope))
+        run.wait_for("node-check", node=old, capture="roamers")
+        roamer.move(new)
+    run.wait_for("window", node=new, capture="roamers")
     shop.send("client", roamer.address, 7000, 200)
-    assert run.end() == 3, (run.events, runs.api.state())
+    runs.api.eventually(
+        lambda: not [j for j in runs.api.get("jobs", "-n", shop.namespace)["items"] if pinned(j) == old],
+        "its Job is gone",
+    )
+    assert run.end() == 0, (run.events, runs.api.state())
     (joined,), (left,) = run.all("node-joined"), run.all("node-left")
     assert (joined["node"], left["node"]) == (new, old)
     assert f"pod {shop.namespace}/{roamer.name} ({roamer.address}" in joined["why"]
@@ -176,20 +182,27 @@ def pinned(job: dict[str, Any]) -> str:
 
 READY_SLOWLY = """
 name: moving
-duration: 8s
-when: {{condition: 'value("Udp.InDatagrams") >= 0', over: 12s}}
+duration: 12s
+limits: {{ready_timeout: 200s}}
+when: {{condition: 'value("Udp.InDatagrams") >= 0', over: 8s}}
 captures:
   - nodes: {{kubernetes: {{namespace: {namespace}, pods: {{app: roamer}}}}}}
     collect: [{{tcpdump: {{interfaces: [any], filter: udp port 7000}}}}]
 """
 
 
+def moved_meanwhile(run: PatientRun, roamer: Roamer) -> None:
+    """The roamer moves after an agent has begun and before the runner has looked at pods again, however long it takes."""
+    run.wait_for("phase", phase="preparing")
+    with standing_still(run.process):
+        roamer.move()
+
+
 def test_a_pod_that_is_replaced_after_its_nodes_agent_has_begun(runs: Runs, shop: Shop, roamer: Roamer) -> None:
     """The agent begins again, by a plan for the new address; T0 waits for it."""
     run = runs.start(READY_SLOWLY.format(namespace=shop.namespace))
-    run.wait_for("phase", phase="preparing")
     before = roamer.address
-    roamer.move()
+    moved_meanwhile(run, roamer)
     run.wait_for("node-replanned")
     run.wait_for("window")
     shop.send("client", roamer.address, 7000, 150)
@@ -206,21 +219,11 @@ def test_a_pod_that_is_replaced_after_its_nodes_agent_has_begun(runs: Runs, shop
 
 def test_pods_that_never_stay_are_told_in_event_manifest_and_verdict(runs: Runs, shop: Shop, roamer: Roamer) -> None:
     """Whoever moves faster than can be followed is captured by a filter that says itself that it is old."""
-    over = threading.Event()
-
-    def keep_moving() -> None:
-        while not over.is_set():
-            roamer.move()
-
-    run = runs.start(READY_SLOWLY.format(namespace=shop.namespace).replace("over: 12s", "over: 1s"))
-    run.wait_for("node-check")
-    mover = threading.Thread(target=keep_moving)
-    mover.start()
-    try:
-        run.wait_for("window")
-    finally:
-        over.set()
-        mover.join()
+    run = runs.start(READY_SLOWLY.format(namespace=shop.namespace))
+    for _ in range(MOVES_MOST + 1):  # the last time it is only told
+        moved_meanwhile(run, roamer)
+    run.wait_for("window")
+    assert len(run.all("node-replanned")) == MOVES_MOST
     assert run.end() == 0, (run.events, runs.api.state())
     archive = run.archive()
     verdict = archive.verdict(".pcap")

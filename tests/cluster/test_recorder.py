@@ -23,7 +23,7 @@ DESTINATION_PORT = slice(14 + 20 + 2, 14 + 20 + 4)
 RUNBOOK = """
 name: recorder
 duration: 1h
-trigger: {condition: 'delta("Udp.NoPorts") > 0', every: 200ms, before: %ds, after: 10s, count: %d, cooldown: 1s}
+trigger: {condition: 'delta("Udp.NoPorts") > 0', every: 200ms, before: %ds, after: 15s, count: %d, cooldown: 1s}
 captures:
   - nodes: {kubernetes: {nodes: all, job: {namespace: %s}}}
     collect: [{tcpdump: {interfaces: [eth0], filter: udp portrange 7000-7001}}, network-state]
@@ -101,7 +101,7 @@ def test_jobs_without_a_runner_shelve_their_own_recordings(runs: Runs, shop: Sho
     api, folder = shop.api, f"recorder-{shop.namespace}"
     runbook = tmp_path / "recorder.yaml"
     # Each look for an event is one more, and the last of `count` would end the Job that is looked at.
-    runbook.write_text(RUNBOOK % (10, 99, shop.namespace, f"upload: [{{host_path: {{path: {folder}}}}}]\n"))
+    runbook.write_text(RUNBOOK % (BEFORE_S, 99, shop.namespace, f"upload: [{{host_path: {{path: {folder}}}}}]\n"))
     printed = [runs.command("plan", "--manifests", "--run-id", "night", str(runbook)) for _ in range(2)]
     assert printed[0].returncode == 0, printed[0].stderr
     assert "one window on all nodes takes a runner" in printed[0].stderr

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
 
 import pytest
 
 from retina_runner.verification import verify_archive
 from tests.cluster.api import Api
 from tests.cluster.filling import full
-from tests.cluster.runs import Runs, by_node
+from tests.cluster.runs import Runs, by_node, standing_still
 from tests.lab import Archive
 
 pytestmark = pytest.mark.cluster
@@ -40,12 +39,9 @@ upload: [{{host_path: {{path: again}}}}]
     note, said = "", ""
     for line in again.stdout:
         said += line
-        if json.loads(line)["event"] == "window":
-            again.send_signal(signal.SIGSTOP)  # it would remove its Job while we ask for it
-            try:
+        if json.loads(line)["event"] == "node-check":
+            with standing_still(again):  # it would remove its Job while we ask for it
                 (job,) = cluster.get("jobs", "-n", namespace)["items"]
-            finally:
-                again.send_signal(signal.SIGCONT)
             note = job["metadata"]["annotations"]["example.com/note"]
     assert again.wait(60) == 0, (said, cluster.state())
     assert note == "kept"

@@ -51,6 +51,7 @@ def test_nodes_are_listed_in_pages_and_each_that_cannot_is_told_by_itself(
             "Ready" not in cluster.kubectl("get", "nodes", "-l", crowd.selector, "--no-headers").replace("NotReady", "")
         ),
         "the node controller has missed their kubelets",
+        400,
     )
     real = sorted(cluster.ready())[0]
     # Quietly: a line of notes for each node is more than a pipe holds that nobody reads before the end.

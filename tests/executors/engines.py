@@ -51,6 +51,11 @@ class Engine:
     def remove(self, name: str) -> None:
         self("rm", "--force", name, check=False)
 
+    def kill(self, name: str) -> None:
+        """Returns when the engine itself knows that the container has ended."""
+        self("kill", name)
+        self("wait", name)
+
     def inside(self, name: str, *argv: str) -> str:
         return self("exec", name, *argv)
 

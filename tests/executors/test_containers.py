@@ -127,7 +127,7 @@ def nothing_is_left(engine: Engine, but: int = 0) -> None:
         folder, *processes = engine.inside("web", "python3", "-c", LEFT).splitlines()
         return folder == "[]" and len(processes) <= but and all(" Z " in p for p in processes)
 
-    eventually(nothing, "nothing is left in the container", 15.0)
+    eventually(nothing, "nothing is left in the container")
 
 
 TCPDUMP = "{tcpdump: {interfaces: [lo]}}, network-state"
@@ -143,7 +143,7 @@ def test_a_run_of_packets_leaves_nothing_in_a_container(engine: Engine, box: str
 
 def test_a_killed_runner_s_run_is_resumed(engine: Engine, box: str, tmp_path: Path) -> None:
     """The agent outlives `exec`, whose client is killed with everything of its session."""
-    run = Going(engine, tmp_path, "4s", TCPDUMP)
+    run = Going(engine, tmp_path, "12s", TCPDUMP)
     run.until("window")
     run.process.kill()
     run.process.wait()
@@ -163,9 +163,9 @@ def test_ctrl_c_in_the_window_brings_home_what_there_is(engine: Engine, box: str
 
 
 def test_a_container_that_ends_in_the_window_is_told(engine: Engine, box: str, tmp_path: Path) -> None:
-    run = Going(engine, tmp_path, "6s", TCPDUMP)
+    run = Going(engine, tmp_path, "20s", TCPDUMP)
     run.until("window")
-    engine("kill", "web")
+    engine.kill("web")
     assert run.end() != 0
     assert "this container doesn't run" in run.said, run.said
     engine("start", "web")
@@ -191,7 +191,7 @@ def test_what_cannot_be_entered_says_why(engine: Engine, box: str) -> None:
     engine("pause", "web")
     assert f"this container is paused ({engine.tool} unpause web)" in refused(engine)
     engine("unpause", "web")
-    engine("kill", "web")
+    engine.kill("web")
     assert f"this container doesn't run ({engine.tool} start web)" in refused(engine)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -58,7 +59,7 @@ def node() -> Iterator[Fleet]:
 def place(request: pytest.FixtureRequest, tmp_path: Path, node: Fleet, _unharmed: None) -> Iterator[Place]:
     if request.param == "local":
         work = tmp_path / "work"
-        made = Place(LocalLink(str(work)), str(work), lambda: [str(p) for p in work.rglob("*")], None)
+        made = Place(LocalLink(str(work)), str(work), lambda: [at for at, *_ in os.walk(work)], None)
         connector = None
     else:
         script = tmp_path / "relay.py"
@@ -83,12 +84,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, node: Fleet, _unharmed
 
 
 def plan(**changes: Any) -> bytes:
-    """One command's output, a window of a second."""
+    """One command's output, a window of some seconds: one that is over when its node is told of T0 is none."""
     agent = agent_bundle()
     made: dict[str, Any] = {
         "format": 1, "run": "links-20261123031658UTC", "runbook": {"name": "links", "sha256": "0" * 64},
         "capture": "links", "node": "n1", "executor": "ssh", "prefix": "links-n1",
-        "agent": {"name": agent.name, "sha256": agent.sha256}, "duration_s": 1.0, "t0": None, "ready_timeout_s": 60.0,
+        "agent": {"name": agent.name, "sha256": agent.sha256}, "duration_s": 5.0, "t0": None, "ready_timeout_s": 60.0,
         "expiry_s": 3600.0, "compression": "gzip",
         "limits": {"node_bytes": 10**8, "disk_free_percent": 0, "disk_free_bytes": 0, "nice": 0, "memory": 1 << 29},
         "collectors": [{"id": "command", "name": "command", "options": {

@@ -25,7 +25,7 @@ from retina_runner.schema import violations
 from retina_runner.targets import Target, Terms
 from retina_runner.verification import verify_archive
 from tests.agent.test_verbs import plan
-from tests.lab import Archive, processes
+from tests.lab import Archive, eventually, processes
 
 pytestmark = pytest.mark.root
 
@@ -70,7 +70,7 @@ def run(watch: Scripted, *nodes: str) -> list[dict[str, Any]]:
     archives = watch.folder / "archives"
     archives.mkdir()
     carried = Fleet(
-        [watch.target(node) for node in nodes], agent_bundle(), archives, Terms(20.0),
+        [watch.target(node) for node in nodes], agent_bundle(), archives, Terms(60.0),
         verify=verify_archive, delivery=Delivery(open_places([]), "moves", "always"), watch=watch,
     )  # fmt: skip
     events = list(carried.events())
@@ -78,7 +78,7 @@ def run(watch: Scripted, *nodes: str) -> list[dict[str, Any]]:
     for number, event in enumerate(events):
         if event["event"] in ("node-joined", "node-left", "node-replanned"):
             assert violations("event", {"seq": number, **event}) == []
-    assert not any(str(watch.folder) in command for command in processes().values())
+    eventually(lambda: not any(str(watch.folder) in command for command in processes().values()), "no agent is left")
     return events
 
 

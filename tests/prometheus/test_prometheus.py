@@ -17,6 +17,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,12 @@ def exporter(
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("listening on"):
-                break
-        yield process, f"http://127.0.0.1:{line.split()[-1]}"
+        listening = next((line for line in process.stdout if line.startswith("listening on")), "")
+        assert listening, "it ended; what it said is above"
+        yield process, f"http://127.0.0.1:{listening.split()[-1]}"
     finally:
         process.send_signal(signal.SIGKILL if killed else signal.SIGTERM)
-        assert process.wait(30) == (-signal.SIGKILL if killed else 0)
+        assert process.wait(60) == (-signal.SIGKILL if killed else 0)
 
 
 @contextmanager
@@ -99,14 +99,19 @@ def server(tmp_path: Path, target: str) -> Iterator[Callable[[str], list[dict[st
     )  # fmt: skip
 
     def asked(query: str) -> list[dict[str, Any]]:
+        status, _, text = get(f"http://127.0.0.1:{port}/api/v1/query?query={urllib.parse.quote(query)}")
+        assert status == 200, (query, text)
+        found: list[dict[str, Any]] = json.loads(text)["data"]["result"]
+        return found
+
+    def ready() -> bool:
         try:
-            _, _, text = get(f"http://127.0.0.1:{port}/api/v1/query?query={urllib.parse.quote(query)}")
-            found: list[dict[str, Any]] = json.loads(text)["data"]["result"]
-            return found
-        except (OSError, ValueError, KeyError):
-            return []
+            return get(f"http://127.0.0.1:{port}/-/ready")[0] == 200
+        except OSError:
+            return False
 
     try:
+        eventually(ready, "Prometheus is ready")
         yield asked
     finally:
         process.terminate()
@@ -152,10 +157,13 @@ def test_an_exporter_that_was_killed_begins_anew_and_rates_know_it(tmp_path: Pat
     port = free_port()
     with server(tmp_path, f"127.0.0.1:{port}") as asked:
         with exporter(tmp_path, port=port, killed=True):
-            eventually(lambda: number(asked(READS)) >= 5, "five scrapes", 120)
+            eventually(lambda: number(asked(READS)) >= 8, "eight scrapes", 120)
         with exporter(tmp_path, port=port):
-            eventually(lambda: 0 < number(asked(READS)) < 5, "counters begin anew", 120)
             eventually(lambda: number(asked(f"resets({READS}[5m])")) == 1, "the reset is seen", 120)
+            (series,) = asked(f"{READS}[5m]")
+            read = [float(sample) for _, sample in series["values"]]
+            (anew,) = (after for before, after in pairwise(read) if after < before)
+            assert anew < 8, "counters begin anew"
             assert number(asked(f"increase({READS}[5m])")) > 0
             assert number(asked(f"rate({READS}[5m])")) > 0
             assert asked('rate({__name__=~"networkobservability_.*count"}[5m]) < 0') == []

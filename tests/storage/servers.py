@@ -9,7 +9,6 @@ Servers listen on loopback, keep their data in the test's own folder, and can be
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import random
@@ -71,15 +70,28 @@ def _swift(program: str) -> Path:
     return CACHE / "swift/bin" / program
 
 
+_mine: list[socket.socket] = []
+
+
 def free_port() -> int:
     """One that nobody has now and that nobody is given: the kernel's own choices, for who connects or asks for any port,
-    begin above (net.ipv4.ip_local_port_range), and would take it until, or while, the server isn't there."""
+    begin above (net.ipv4.ip_local_port_range), and would take it until, or while, the server isn't there. Nor is it given
+    a second time, here or to another process of this network namespace, while this process lives."""
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.randrange(lowest // 2, lowest)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(
+                f"\0retina-run-tests/port/{port}"
+            )  # an abstract name: there is no file, and it goes with the process
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+            continue
+        _mine.append(claim)
+        return port
 
 
 @dataclass(frozen=True)

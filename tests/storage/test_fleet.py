@@ -203,7 +203,7 @@ def test_a_link_that_is_cut_and_heals(
     ]
     run = begin(fleet, tmp_path, 50 * MIB, store, proxy.port, [1])
     try:
-        assert on_its_way.wait(60), run.events
+        assert on_its_way.wait(run.wait_s), run.events
         run.wait_for("lost", id="n1")
     finally:
         fleet.heal(1)
@@ -231,7 +231,7 @@ def test_a_runner_killed_in_the_middle(
         Fault(**blocks, cut_after=0, before=hold),  # type: ignore[arg-type]
     ]
     run = begin(fleet, tmp_path, 50 * MIB, store, proxy.port, [1])
-    assert on_its_way.wait(60), run.events
+    assert on_its_way.wait(run.wait_s), run.events
     run.signal(signal.SIGKILL)
     run.process.wait()
     dead.set()
