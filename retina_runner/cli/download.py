@@ -14,7 +14,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +40,9 @@ SIDE_BY_SIDE = 10
 HIDDEN = ".retina-run-download"
 """Below the output folder: what hasn't come whole yet. A later download goes on with what came from a node."""
 LOCK_POLL_S = 0.2
+HEED_S = 0.1
+"""A signal that comes while the process is stopped may be taken by any of its threads, which doesn't wake the main one: that
+alone runs handlers, and so never waits for longer than this."""
 
 
 class Terminated(RetinaRunError):
@@ -167,6 +170,8 @@ def _all(
     with ThreadPoolExecutor(min(SIDE_BY_SIDE, len(places)), thread_name_prefix="download") as pool:
         try:
             for place, done in [(p, pool.submit(bring, p)) for p in places]:
+                while not wait([done], HEED_S).done:
+                    pass
                 done.result()
                 yield from ((one, problems[one.name]) for one in places[place])
         finally:

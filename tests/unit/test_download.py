@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 import threading
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from retina_runner.cli.download import Stored, Wanted, _of_run
+from retina_runner.cli.download import Stored, Terminated, Wanted, _all, _interruptible, _of_run
 from retina_runner.cli.shelved import Shelved, Shelves
 from retina_runner.errors import UsageError
 from retina_runner.fetching import Throttle
 from retina_runner.uploads import NotStored
 from retina_runner.uploads.opening import open_target
+from tests.lab import eventually
 
 HOST_PATH = {"kind": "host_path", "options": {"base": "/var/lib/retina-run/archives", "path": "incidents"}}
 ON_NODES = "/var/lib/retina-run/archives/incidents on the node"
@@ -121,3 +126,29 @@ def test_a_rate_so_low_that_it_takes_hours_holds_nobody_up_who_has_given_up(tmp_
     with suppress(NotStored):
         brings.bring(tmp_path / "r-a-1.tar.gz", give_up, throttle)
     assert give_up.is_set()
+
+
+def test_a_signal_that_another_thread_takes_is_heeded() -> None:
+    """As the kernel may have it when a stopped process is told to end and to go on."""
+    heeded: list[bool] = []
+    main = threading.main_thread().ident or 0
+
+    def waits() -> bool:
+        """Whether the main thread does nothing but wait for this one."""
+        inner = [frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._current_frames()[main])]
+        return inner[inner.index("_all") - 1] in ("wait", "result")
+
+    def get(one: Wanted) -> str:
+        eventually(waits, "the archive is waited for")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        os.kill(os.getpid(), signal.SIGTERM)
+        heeded.append(give_up.wait(30))
+        return "interrupted"
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        with pytest.raises(Terminated), _interruptible() as give_up:
+            list(_all([Wanted("a.tar.gz", [])], get, Shelves(), give_up))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert heeded == [True]
