@@ -42,7 +42,12 @@ def read(words: Sequence[str]) -> Inventory:
         except DocumentError as error:
             problems += error.problems
     for folder in folders:
-        _variables(folder, inventory, problems)
+        try:
+            _variables(folder, inventory, problems)
+        except DocumentError as error:
+            problems += error.problems
+        except OSError as error:
+            problems.append(_whole(str(error.filename or folder), error.strerror or str(error)))
     circle = inventory.circle()
     if circle:
         problems.append(_whole(" ".join(words), f"groups contain each other: {' > '.join(circle)}"))

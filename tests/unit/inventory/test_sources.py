@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,34 @@ def test_variables_are_looked_for_where_ansible_looks(tmp_path: Path) -> None:
     web, db = resolve([str(tmp_path)])
     assert {k: s.value for k, s in web.settings.items()} == {"a": 1, "b": 2, "c": 3}
     assert {k: s.value for k, s in db.settings.items()} == {"a": 1}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("closed", "said"),
+    [
+        ("", ": Permission denied"),
+        ("group_vars", "/group_vars/all: Permission denied"),
+        ("group_vars/all", "/group_vars/all: Permission denied"),
+        ("group_vars/web.yml", "/group_vars/web.yml: Permission denied"),
+    ],
+)
+def test_what_may_not_be_read_is_told(closed: str, said: str) -> None:
+    """To somebody without root's rights, whom tests are: variables that are passed over would reach hosts in another way."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = write(
+            Path(name), hosts="[web]\nw\n", group_vars__all__x_dot_yml="a: 1\n", group_vars__web_dot_yml="b: 1\n"
+        )
+        folder.chmod(0o755)
+        assert sources.read([name]).names == ("w",)
+        (folder / closed).chmod(0o600)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(DocumentError) as caught:
+                sources.read([name])
+        finally:
+            os.seteuid(0)
+        assert f"{name}{said}\n" in str(caught.value)
 
 
 def test_localhost_is_this_machine_where_nobody_says_otherwise(tmp_path: Path) -> None:
