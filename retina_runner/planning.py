@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -146,14 +146,9 @@ def inside(entry: CollectorEntry) -> dict[str, Any]:
 def expression(runbook: Runbook, entry: CollectorEntry, scope: filters.Expression | None = None) -> str | Problem:
     """The pcap filter of a tcpdump entry: scope, include, exclude, source, destination and the user's text, AND-ed."""
     options = entry.options
-    for name in FILTER_OPTIONS[1:]:
-        for index, text in enumerate(options.get(name) or ()):
-            try:
-                endpoints.parse_endpoint(str(text)) if name in ("include", "exclude") else endpoints.parse_address(
-                    str(text)
-                )
-            except ValueError as error:
-                return runbook.problem((*entry.path, name, index), str(error))
+    wrong = next(_no_endpoints(runbook, entry), None)
+    if wrong is not None:
+        return wrong
     try:
         built = filters.build(
             filter=str(options.get("filter") or ""),
@@ -168,6 +163,17 @@ def expression(runbook: Runbook, entry: CollectorEntry, scope: filters.Expressio
     return filters.render(built)
 
 
+def _no_endpoints(runbook: Runbook, entry: CollectorEntry) -> Iterator[Problem]:
+    """Every address, network or port of a tcpdump entry that is none."""
+    for name in FILTER_OPTIONS[1:]:
+        read = endpoints.parse_endpoint if name in ("include", "exclude") else endpoints.parse_address
+        for index, text in enumerate(entry.options.get(name) or ()):
+            try:
+                read(str(text))
+            except ValueError as error:
+                yield runbook.problem((*entry.path, name, index), str(error))
+
+
 def compile_here(argv: Sequence[str]) -> process.Outcome:
     """Run libpcap's compiler on this machine. Long filters take seconds on a busy one; an unanswered name takes for ever."""
     return process.run(argv, limit_s=COMPILE_LIMIT_S)
@@ -176,19 +182,18 @@ def compile_here(argv: Sequence[str]) -> process.Outcome:
 def compile_filters(
     runbook: Runbook, run: Callable[[Sequence[str]], process.Outcome] = compile_here
 ) -> tuple[Problem, ...]:
-    """What libpcap itself says of every filter of the runbook; nothing where this machine has no tcpdump."""
-    if process.find("tcpdump") is None:
-        return ()
-    problems = []
+    """What is wrong with every filter of the runbook, by what libpcap itself says of it where this machine has tcpdump."""
+    here = process.find("tcpdump") is not None
+    problems: list[Problem] = []
     for capture in runbook.captures:
         for entry in capture.collect:
             if entry.name != "tcpdump":
                 continue
             text = expression(runbook, entry)
             if isinstance(text, Problem):
-                problems.append(text)
+                problems += list(_no_endpoints(runbook, entry)) or [text]
                 continue
-            why = filter_compiling.compile_check(text, run=run) if text else None
+            why = filter_compiling.compile_check(text, run=run) if text and here else None
             if why:
                 problems.append(runbook.problem((*entry.path, "filter"), f"tcpdump can't compile it: {why}"))
     return tuple(problems)

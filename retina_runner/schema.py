@@ -75,9 +75,7 @@ def validate(document: Document, value: Any, name: str, at: Path_ = ()) -> list[
     """Every violation in `value`, which stands at `at` in the document (with its variables put in)."""
     problems: list[Problem] = []
     for error in _leaves(_validator(name).iter_errors(value)):
-        problem = _problem(document, error, at)
-        if problem not in problems:
-            problems.append(problem)
+        problems += [p for p in _problems(document, error, at) if p not in problems]
     problems += _bounds(document, value, load(name), at)
     return problems
 
@@ -106,6 +104,28 @@ def _leaves(errors: Iterator[ValidationError]) -> Iterator[ValidationError]:
             yield error
 
 
+def _problems(document: Document, error: ValidationError, at: Path_) -> list[Problem]:
+    """What an error says; of keys it says the same for all that are unknown, and for each that is missing."""
+    path: Path_ = (*at, *error.absolute_path)
+    schema: Mapping[str, Any] = error.schema if isinstance(error.schema, dict) else {}
+    properties = schema.get("properties", {})
+    value: Any = error.instance
+    if error.validator == "additionalProperties":
+        return [
+            document.problem((*path, key), f"unknown key {key}", nearest(key, properties), key=True)
+            for key in value
+            if key not in properties
+        ]
+    if error.validator == "required":
+        required: Any = error.validator_value
+        return [
+            document.problem(path, f"the key {key} is missing", _example(properties.get(key, {}), key), key=True)
+            for key in required
+            if key not in value
+        ]
+    return [_problem(document, error, at)]
+
+
 def _problem(document: Document, error: ValidationError, at: Path_) -> Problem:
     path: Path_ = (*at, *error.absolute_path)
     schema: Mapping[str, Any] = error.schema if isinstance(error.schema, dict) else {}
@@ -117,16 +137,8 @@ def _problem(document: Document, error: ValidationError, at: Path_) -> Problem:
         problem = document.problem(path, "not a reference to a secret (the value isn't shown)", hint)
         return replace(problem, excerpt="")
     match error.validator:
-        case "additionalProperties":
-            known = list(schema.get("properties", {}))
-            unknown = next(k for k in value if k not in known)
-            return document.problem((*path, unknown), f"unknown key {unknown}", nearest(unknown, known), key=True)
         case "propertyNames":
             return document.problem((*path, value), f"{value!r} can't be a key here", hint, key=True)
-        case "required":
-            missing = next(k for k in expected if k not in value)
-            inner = schema.get("properties", {}).get(missing, {})
-            return document.problem(path, f"the key {missing} is missing", _example(inner, missing), key=True)
         case "type":
             types = expected if isinstance(expected, list) else [expected]
             wanted = " or ".join(_TYPE_NAMES.get(t, str(t)) for t in types)
@@ -145,7 +157,12 @@ def _problem(document: Document, error: ValidationError, at: Path_) -> Problem:
             return document.problem(path, f"{value} is out of range: {bound} {error.validator_value}")
         case "minItems" | "minProperties":
             return document.problem(path, "is empty" if not value else f"needs at least {error.validator_value}", hint)
-        case "maxItems" | "maxLength" | "maxProperties":
+        case "maxProperties":
+            found = ", ".join(map(str, value))
+            return document.problem(
+                path, f"at most {expected} is possible here, found {found}", "each is an item of its own"
+            )
+        case "maxItems" | "maxLength":
             return document.problem(path, f"is longer than {error.validator_value}")
         case "minLength":
             short = f"is shorter than {error.validator_value} characters"

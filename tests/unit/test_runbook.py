@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from retina_runner import planning
 from retina_runner.errors import DocumentError, UsageError
 from retina_runner.runbook import Runbook
 from retina_runner.runbook_reading import load_runbook, parse_runbook
@@ -89,6 +90,33 @@ limits: {nice: 022}
         "9:27 captures[0].collect[2].tcpdump.filter",
         "10:16 limits.nice",
     ]
+
+
+def test_all_keys_that_are_missing_or_unknown_are_told() -> None:
+    found = problems("duratoin: 5s\nlimit: {}\nupload: [{directory: x, s3: {bucket: abc}}]\n")
+    assert [f.partition(" (")[0] for f in found] == [
+        "1:1: the key name is missing",
+        "1:1: the key captures is missing",
+        "1:1: duratoin: unknown key duratoin",
+        "2:1: limit: unknown key limit",
+        "3:10: upload[0]: at most 1 is possible here, found directory, s3",
+    ]
+
+
+@pytest.mark.parametrize("inventory", ["''", "['']", "[]"])
+def test_an_inventory_of_no_name_is_refused(inventory: str) -> None:
+    """Relative to the runbook it would be the runbook's own folder."""
+    (problem,) = problems(f"name: ok\ncaptures: [{{nodes: {{inventory: {inventory}}}}}]\n")
+    assert "is empty" in problem
+
+
+def test_every_entry_of_a_filter_that_is_none_is_told() -> None:
+    """Also on a machine without tcpdump, to which a filter's own text can't be put."""
+    runbook = read(
+        "name: ok\ncaptures: [{collect: [{tcpdump: {include: ['10.0.0.1:', 53, '*:0'], source: [web1]}}]}]\n"
+    )
+    paths = [p.path.rpartition(".")[2] for p in planning.compile_filters(runbook)]
+    assert paths == ["include[0]", "include[2]", "source[0]"]
 
 
 def test_the_excerpt_has_its_caret_under_the_place(tmp_path: Path) -> None:
