@@ -41,7 +41,8 @@ def digest(paths: Iterable[Path], *more: str) -> str:
 
 @contextmanager
 def making(product: Path) -> Iterator[bool]:
-    """Whether that file or folder of a cache is still to be made. One process makes it, and any other waits for it."""
+    """Whether that file or folder of a cache is still to be made. One process makes it, and any other waits for it. Who makes it
+    gives it its name when it is whole: whoever finds it there waits no more."""
     if product.exists():
         yield False
         return

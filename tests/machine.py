@@ -75,7 +75,7 @@ class Machine:
             [*argv, "boot", str(self._scratch), *seen], env={**os.environ, "TARGET": TARGET}, stdin=subprocess.DEVNULL
         )
         try:
-            eventually(self._running, "systemd of the tests' machine is up", 60.0)
+            eventually(self._running, "systemd of the tests' machine is up", 120.0)
         except BaseException:
             self.__exit__()
             raise

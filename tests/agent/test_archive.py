@@ -174,7 +174,7 @@ def test_a_hostile_archive_is_refused_before_anything_is_written(tmp_path: Path,
 def test_damage_anywhere_is_found(tmp_path: Path) -> None:
     """Of a real archive every 61st byte is altered, but in the gzip header's comment, which is read by nobody."""
     run = Run(
-        "{name: damage, duration: 1s, captures: [{collect: [{command: {argv: [head, -c, 9000, /dev/urandom]}}]}]}",
+        "{name: damage, duration: 2s, captures: [{collect: [{command: {argv: [head, -c, 9000, /dev/urandom]}}]}]}",
         tmp_path,
     )
     assert run.end() == 0, run.events

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tests.agent.test_verbs import plan
@@ -35,7 +34,8 @@ LinuxUtil.zero = interrupted
 workspace = Workspace(Path(sys.argv[1]))
 workspace.create()
 journal = Journal(workspace.events, lambda event: said.append(event["event"]))
-Session(Plan.parse(sys.stdin.buffer.read()), workspace, journal, Stop()).run()
+plan = {**json.load(sys.stdin), "t0": time.time() + 2.0}
+Session(Plan.parse(json.dumps(plan).encode()), workspace, journal, Stop()).run()
 print(json.dumps(said))
 """
 
@@ -49,7 +49,7 @@ def test_the_window_is_told_after_the_zero_at_t0(tmp_path: Path) -> None:
         "interval": 0.2,
         "series_limit": 10**6,
     }
-    document = plan(t0=time.time() + 2.0, collectors=[{"id": "ebpf", "name": "ebpf", "options": options}])
+    document = plan(collectors=[{"id": "ebpf", "name": "ebpf", "options": options}])
     done = subprocess.run(
         [sys.executable, "-c", SESSION, str(tmp_path / "plan")], input=json.dumps(document).encode(), capture_output=True,
         cwd=REPOSITORY, timeout=120, check=False,

@@ -23,7 +23,7 @@ from tests.lab import REPOSITORY, RETINA_RUN, Run
 
 RUNBOOK = """
 name: dense
-duration: 1s
+duration: 2s
 compression: zstd
 captures:
   - collect:

@@ -68,7 +68,7 @@ def test_a_node_without_bcc_counts_the_same_with_what_another_run_has_compiled(l
 
 def test_bytecode_of_another_kernel_is_refused(lab: Lab, tmp_path: Path) -> None:
     """Said by `--check` beforehand, and in the archive: the node has neither a compiler nor its own kernel's bytecode."""
-    runbook = f"{{name: foreign, duration: 1s, captures: [{{collect: [iptables, {{ebpf: {{plugins: [dropreason], netns: [{lab.b}]}}}}]}}]}}"
+    runbook = f"{{name: foreign, duration: 2s, captures: [{{collect: [iptables, {{ebpf: {{plugins: [dropreason], netns: [{lab.b}]}}}}]}}]}}"
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     assert Run(runbook, tmp_path / "first").end() == 0

@@ -78,11 +78,11 @@ def hooks_of(namespace: str) -> tuple[str, str, str]:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_of_a_killed_agent_stays_in_the_kernel(lab: Lab, tmp_path: Path, how: signal.Signals) -> None:
     """All plugins are loaded; then every process of the run is killed at once, without a chance to clean up."""
-    clean = hooks_of(lab.b)
+    clean, others = hooks_of(lab.b), set(processes())
     counting = Counting(tmp_path, f"plugins: [{ALL}], scope: netns", lab.b)
     counting.__enter__()
     try:
-        running = set(processes())
+        running = set(processes()) - others
         held = held_by(running)
         assert len(held["prog"]) >= 7, held
         assert len(held["map"]) >= 10, held
@@ -153,11 +153,12 @@ def test_every_hook_and_every_programs_cost_is_in_the_manifest(lab: Lab, tmp_pat
     assert {hook for _, hook in counting.probes()} == probes, "those of the option chains are only tried on request"
     assert all(status == "ok" or why for status, why in counting.probes().values())
     cost = {row["program"]: row for row in manifest["programs"]}
+    skipped = counting.document["not_counted"].get("recursion_misses", 0)  # by the kernel: see `Counted.missed`
     for row in manifest["programs"]:
         assert 0 < row["measured_share"] <= 1, row
         whole = row["measured_share"] == 1  # within the first seconds, all of it is measured; later some of it
         if row["program"] in ("on_packet", "on_kfree_skb"):
-            assert row["run_count"] >= (60000 if whole else 1), row
+            assert row["run_count"] >= (60000 - skipped if whole else 1), row
     assert all(cost[name]["run_time_ns"] > 0 for name in ("on_packet", "on_kfree_skb"))
     assert {"on_retransmit", "on_set_state"} <= cost.keys()
 
@@ -172,7 +173,9 @@ def test_a_simulated_change_of_the_cpus_is_told_and_costs_no_count(lab: Lab, tmp
     counting = Counting(tmp_path, "plugins: [dropreason, softirq], scope: netns", lab.b, wrapper=hidden)
     with counting:
         lab.send("10.93.0.2", 7002, 300)
-        mask.write_text("0\n" if whole.strip() != "0" else "0-1\n")
+        # In one write that cuts nothing off: whoever looks just then sees the one or the other.
+        with open(mask, "r+b", buffering=0) as file:
+            file.write(("0\n" if whole.strip() != "0" else "0-1\n").rjust(len(whole), ",").encode())
         lab.send("10.93.0.2", 7002, 200)
     assert counting.total(DROPS, reason="NO_SOCKET", protocol="udp") == 500
     assert counting.missed() == {"cpus_changed": max(1, len(os.sched_getaffinity(0)) - 1)}

@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -131,8 +133,35 @@ class Fleet:
 
     def run(self, number: int, *argv: str, check: bool = True) -> str:
         """Run a command as root inside the node; its stdout."""
-        pid = str(self.first_process(number))
-        return sh("nsenter", "-t", pid, "-n", "-m", "-u", "-i", "-p", "-r", "-w", *argv, check=check)
+        return sh(*self._enter(number), *argv, check=check)
+
+    def _enter(self, number: int) -> tuple[str, ...]:
+        return ("nsenter", "-t", str(self.first_process(number)), "-n", "-m", "-u", "-i", "-p", "-r", "-w")
+
+    @contextmanager
+    def at_once(self, script: str) -> Iterator[Callable[[], None]]:
+        """Gives what has that piece of Python run on every node and waits for it: its interpreters are up before that."""
+        waiting = []
+        for number in self.every_node():
+            argv = (*self._enter(number), "/usr/bin/python3", "-c", f"print('ready', flush=True)\ninput()\n{script}")
+            waiting.append(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+
+        def go() -> None:
+            for process in waiting:
+                assert process.stdin is not None
+                process.stdin.write(b"\n")
+                process.stdin.flush()
+            assert [process.wait(60) for process in waiting] == [0] * self.count
+
+        try:
+            for process in waiting:
+                assert process.stdout is not None
+                assert process.stdout.readline() == b"ready\n"
+            yield go
+        finally:
+            for process in waiting:
+                process.kill()
+                process.communicate()  # to whom nsenter has begun, the end of stdin is an end
 
     def cut(self, number: int) -> None:
         """The link goes silent: no RST, no FIN."""
@@ -146,13 +175,25 @@ class Fleet:
         # As a rule the first of a keyword counts in sshd_config(5), but of MaxStartups the last one does.
         keywords = "|".join(line.split()[0] for line in lines) or "-"
         text = "".join(f"{line}\\n" for line in lines)
+        ports = [line.split()[1] for line in lines if line.startswith("Port ")] or ["22"]
         script = (
             'cd /etc/ssh; test -e first || cp sshd_config first; (printf "$0"; grep -Ev "^($1) " first) > sshd_config; '
             "kill -HUP 1"
         )
-        before = self.log(number).count("Server listening")
+        before = len(self.log(number))
         self.run(number, "sh", "-c", script, text, keywords)
-        eventually(lambda: self.log(number).count("Server listening") > before, f"sshd of n{number} has begun again")
+
+        def begun() -> bool:
+            # At every port, and so far that it heeds the next SIGHUP: before that, the first process of a namespace ignores it.
+            said = self.log(number)[before:]
+            return all(f"0.0.0.0 port {port}." in said for port in ports) and self._heeds_hangups(number)
+
+        eventually(begun, f"sshd of n{number} has begun again")
+
+    def _heeds_hangups(self, number: int) -> bool:
+        status = Path(f"/proc/{self.first_process(number)}/status").read_text()
+        (caught,) = re.findall(r"^SigCgt:\s*(\w+)", status, re.MULTILINE)
+        return bool(int(caught, 16) & 1 << signal.SIGHUP - 1)
 
     def log(self, number: int) -> str:
         """What the node's sshd has said so far."""
@@ -204,7 +245,8 @@ class Fleet:
 
     def left(self, number: int) -> list[str]:
         """What agents have left on the node: files in their places, and processes."""
-        files = self.run(number, "find", "/var/tmp", "-mindepth", "1").split()
+        # A folder that goes away while find looks into it is an error to find.
+        files = self.run(number, "sh", "-c", "find /var/tmp -mindepth 1 || test -d /var/tmp").split()
         lines = self.run(number, "ps", "-eo", "pid,args").splitlines()
         return files + [line for line in lines if "agent-" in line or "/raw/" in line]
 

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.root, pytest.mark.fleet]
 
 RUNBOOK = """
 name: shelf
-duration: 1s
+duration: 3s
 keep: never
 limits: {disk_free_percent: 0, disk_free_bytes: 10MB}
 captures:

@@ -159,7 +159,7 @@ def test_a_link_that_is_cut_in_the_window_costs_nothing(fleet: Fleet, tmp_path: 
 
 
 def test_sessions_killed_in_the_window_cost_nothing(fleet: Fleet, tmp_path: Path) -> None:
-    run = begin(fleet, tmp_path, lasting(6), [1])
+    run = begin(fleet, tmp_path, lasting(10), [1])
     run.wait_for("window", id="n1")
     fleet.kill_sessions(1)
     run.wait_for("lost", id="n1")
@@ -220,7 +220,8 @@ def test_a_full_disk_here_keeps_the_copy_there(fleet: Fleet, tmp_path: Path, sma
 )
 def test_ctrl_c_in_each_phase(fleet: Fleet, tmp_path: Path, event: str, archived: bool) -> None:
     # A window, or a run, that doesn't end by itself before the signal has arrived: archives come at a snail's pace.
-    run = begin(fleet, tmp_path, lasting(30) if event == "window" else RUNBOOK, [1, 2], "--fetch-rate", "40kB/s")
+    book, rate = lasting(30) if event == "window" else RUNBOOK, "15kB/s" if event == "archive" else "40kB/s"
+    run = begin(fleet, tmp_path, book, [1, 2], "--fetch-rate", rate)
     run.wait_for(event)
     if event in ("window", "archive"):
         run.wait_for(event)
@@ -271,7 +272,7 @@ def kill(run: Run) -> None:
 
 @pytest.mark.parametrize("journal", [True, False], ids=["with its journal", "from run.json alone"])
 def test_a_killed_runner_s_run_is_adopted(fleet: Fleet, tmp_path: Path, journal: bool) -> None:
-    run = begin(fleet, tmp_path, lasting(6), [1, 2])
+    run = begin(fleet, tmp_path, lasting(10), [1, 2])
     for _ in range(2):
         run.wait_for("window")
     kill(run)
@@ -312,7 +313,7 @@ def test_a_run_whose_runner_died_while_fetching_is_brought_home(fleet: Fleet, tm
 
 
 def test_a_run_that_goes_on_is_not_adopted(fleet: Fleet, tmp_path: Path) -> None:
-    run = begin(fleet, tmp_path, RUNBOOK, [1])
+    run = begin(fleet, tmp_path, lasting(10), [1])
     run.wait_for("window")
     refused = retina_run(fleet, "resume", str(run.directory))
     assert (refused.returncode, "still running" in refused.stderr) == (2, True)
@@ -434,7 +435,7 @@ def skewed(fleet: Fleet, _unharmed: None) -> Iterator[int]:
 
 def test_one_packet_seen_on_two_nodes_one_of_which_is_90_s_off(fleet: Fleet, tmp_path: Path, skewed: int) -> None:
     """In the nodes' own time stamps it arrives 90 s before it was sent; corrected, no sooner than the clocks are known."""
-    run = begin(fleet, tmp_path, RUNBOOK.replace("udp port 7000", "udp port 7001"), [1, skewed])
+    run = begin(fleet, tmp_path, lasting(8).replace("udp port 7000", "udp port 7001"), [1, skewed])
     for _ in range(2):
         run.wait_for("window")
     script = f"import socket; s = socket.socket(2, 2); [s.sendto(bytes([n]), ('{fleet.address(1)}', 7001)) for n in range(50)]"
@@ -460,7 +461,7 @@ def test_one_packet_seen_on_two_nodes_one_of_which_is_90_s_off(fleet: Fleet, tmp
 def test_a_node_that_comes_late_says_so_and_holds_nobody(fleet: Fleet, tmp_path: Path) -> None:
     fleet.freeze(2)
     try:
-        run = begin(fleet, tmp_path, lasting(25, ", ready_timeout: 5s"), [1, 2], ansible_ssh_timeout="10")
+        run = begin(fleet, tmp_path, lasting(25, ", ready_timeout: 10s"), [1, 2], ansible_ssh_timeout="10")
         run.wait_for("window", id="n1")
     finally:
         fleet.thaw(2)

@@ -327,7 +327,11 @@ def agent(keys: Keys, _unharmed: None) -> Iterator[tuple[str, Any]]:
         for file in files:
             subprocess.run(["ssh-add", "-q", file], env=env, check=True, capture_output=True)
 
-    eventually(path.exists, "the agent listens")
+    def answers() -> bool:  # 1: it has no keys
+        look = subprocess.run(["ssh-add", "-l"], env={"SSH_AUTH_SOCK": str(path)}, capture_output=True, check=False)
+        return look.returncode == 1
+
+    eventually(answers, "the agent answers")
     yield str(path), give
     process.terminate()
     process.wait()

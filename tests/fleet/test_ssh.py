@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,13 +51,13 @@ def start(fleet: Fleet, tmp_path: Path, inventory: Path, *arguments: str, **env:
 
 def test_a_fleet_captures_at_one_instant_and_nothing_is_left(fleet: Fleet, tmp_path: Path) -> None:
     inventory = fleet.inventory(tmp_path / "hosts.yaml")
-    # A window in which twenty interpreters start, on a machine that has other work too.
-    run = Run(RUNBOOK.replace("4s", "12s"), tmp_path, "-i", str(inventory), "--forks", "7", netns=fleet.netns)
-    for _ in range(fleet.count):
-        run.wait_for("window")
-    with ThreadPoolExecutor(fleet.count) as pool:
-        list(pool.map(lambda number: fleet.run(number, "/usr/bin/python3", "-c", SENDER), fleet.every_node()))
-    assert run.end() == 0, run.events
+    with fleet.at_once(SENDER) as send:
+        # Until twenty nodes' word that they have begun is here: on a machine that has other work too.
+        run = Run(RUNBOOK.replace("4s", "12s"), tmp_path, "-i", str(inventory), "--forks", "7", netns=fleet.netns)
+        for _ in range(fleet.count):
+            run.wait_for("window")
+        send()
+        assert run.end() == 0, run.events
     archives = run.archives()
     assert {a.manifest["node"] for a in archives} == {f"n{n}" for n in fleet.every_node()}
     assert {a.manifest["executor"] for a in archives} == {"ssh"}

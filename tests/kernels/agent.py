@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ class Window:
     def kill(self) -> None:
         """As nothing can be caught: every process of the agent at once."""
         for pid in processes():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # one that has ended with its parent
+                os.kill(pid, signal.SIGKILL)
         eventually(lambda: not processes(), "every process gone")
 
     def __exit__(self, kind: object, *_: object) -> None:

@@ -10,13 +10,15 @@ from pathlib import Path
 
 GREEDY = """
 import os, sys, time
-file = open(sys.argv[1], "wb", buffering=0)
+file, told = open(sys.argv[1], "wb", buffering=0), False
 while True:
     try:
         while file.write(bytes(1 << 20)):
             pass
     except OSError:
-        print("full", flush=True)
+        if not told:  # once: a pipe that nobody reads would end the greed
+            print("full", flush=True)
+        told = True
     time.sleep(float(sys.argv[2]))
 """
 

@@ -8,13 +8,14 @@ from xml.etree import ElementTree
 
 import pytest
 
+from retina_runner.errors import Exit
 from tests.lab import Lab, Run
 
 pytestmark = pytest.mark.root
 
 SYMPTOM = """
 name: symptom
-duration: 4s
+duration: 6s
 when: {condition: '%s', over: %s}
 expect: ['delta("Udp.NoPorts") == 0', 'packets() >= 0', 'delta("No.SuchCounter") == 0']
 captures: [{collect: [{tcpdump: {interfaces: [eth0], filter: udp}}]}]
@@ -59,7 +60,13 @@ def test_a_rule_that_packets_take_is_a_symptom(lab: Lab, tmp_path: Path) -> None
     run = Run(text % ('rule_delta("DROP") == 0', "100ms"), tmp_path, netns=lab.b)
     run.wait_for("window")
     lab.send("10.93.0.2", 5353, 20)
-    assert run.end() == 0, run.events
+    run.end()
+    archive = run.archive()
+    late = archive.manifest["verdict"] != "complete"
+    assert archive.lacking() == {}
+    told = {e["expression"]: e["ok"] for e in run.all("expectation")}
+    assert told == {'rule_delta("--dport 5353") == 20': True, "lossless() == 1": not late}
+    assert run.status == (Exit.FINDINGS if late else 0), run.events
 
 
 def test_a_counter_that_the_node_does_not_have_fails_it_with_the_nearest_name(lab: Lab, tmp_path: Path) -> None:
@@ -72,7 +79,7 @@ def test_a_counter_that_the_node_does_not_have_fails_it_with_the_nearest_name(la
 
 METRICS = """
 name: reason
-duration: 3s
+duration: 6s
 %s
 captures: [{collect: [{tcpdump: {interfaces: [eth0], filter: udp}}, {ebpf: {plugins: [dropreason], scope: netns}}]}]
 """
@@ -102,7 +109,7 @@ def test_a_drop_reason_triggers_the_flight_recorder(lab: Lab, tmp_path: Path) ->
     # A look may come between two of the datagrams: the event is the first look that has seen all of them.
     all_of_them = DROPS % "NO_SOCKET" + " > 0 and " + DROPS.replace("delta", "value") % "NO_SOCKET" + " >= 20"
     trigger = f"trigger: {{condition: '{all_of_them}', every: 200ms, before: 10s, after: 0s, count: 1}}"
-    run = Run(METRICS.replace("duration: 3s", "duration: 10m") % trigger, tmp_path, netns=lab.b)
+    run = Run(METRICS.replace("duration: 6s", "duration: 10m") % trigger, tmp_path, netns=lab.b)
     run.wait_for("window")
     lab.send("10.93.0.2", 5353, 20)
     assert run.end() == 0, run.events

@@ -12,7 +12,7 @@ from tests.lab import RETINA_RUN, Lab, Run
 
 pytestmark = pytest.mark.root
 
-RUNBOOK = "{name: probes, duration: 1s, captures: [{collect: [iptables, {ebpf: {plugins: [tcpconnect, linuxutil]}}]}]}"
+RUNBOOK = "{name: probes, duration: 2s, captures: [{collect: [iptables, {ebpf: {plugins: [tcpconnect, linuxutil]}}]}]}"
 
 
 def said(*argv: str) -> str:

@@ -48,7 +48,7 @@ def test_a_thousand_datagrams_sent_are_a_thousand_in_the_pcap(lab: Lab, tmp_path
     lab.receive("10.93.0.2", 7000)
     run = Run(f"""
 name: exact
-duration: 3s
+duration: 6s
 captures:
   - collect:
       - tcpdump: {{interfaces: [eth0], {options}}}
@@ -61,10 +61,10 @@ captures:
     assert sorted(udp_numbers(ours(found), ETHERNET + UDP_HEADERS)) == list(range(1000))
     assert len(found) == 1000 or not options, "with a filter there is nothing else"
     t0_ns = int(float(run.all("t0")[0]["t0"][17:19]))
-    assert {stamp // 10**9 for stamp, _ in found} <= {found[0][0] // 10**9 + n for n in range(4)}
+    assert {stamp // 10**9 for stamp, _ in found} <= {found[0][0] // 10**9 + n for n in range(7)}
     assert t0_ns % 60 == t0_ns
     verdict = archive.verdict(".pcap")
-    assert (verdict["verdict"], verdict["counts"]["in_window"]) == ("complete", len(found))
+    assert (archive.lacking(), verdict["counts"]["in_window"]) == ({}, len(found))
     assert verdict["counts"]["dropped_by_kernel"] == 0
     checked = verify_archive(archive.path)
     assert (checked.problems, checked.packets) == ((), len(found))
@@ -77,7 +77,7 @@ def test_the_window_is_cut_by_time_stamp(lab: Lab, tmp_path: Path) -> None:
     with Background(lab.a, STEADY, "10.93.0.2", "7000") as sender:
         run = Run(
             # Without a filter an ARP request, which neighbours send as they like, would be counted too.
-            "{name: cut, duration: 2s, captures: [{collect: [{tcpdump: {interfaces: [eth0], filter: udp port 7000}}]}]}",
+            "{name: cut, duration: 4s, captures: [{collect: [{tcpdump: {interfaces: [eth0], filter: udp port 7000}}]}]}",
             tmp_path,
             netns=lab.a,
         )
@@ -86,11 +86,16 @@ def test_the_window_is_cut_by_time_stamp(lab: Lab, tmp_path: Path) -> None:
         sent: list[tuple[float, float]] = json.loads(sender.line())
     window, found = run.archive().manifest["window"], run.archive().pcap()
     t0 = datetime.fromisoformat(window["t0"].replace("Z", "+00:00")).timestamp()
-    end = t0 + 2.0
+    end = t0 + 4.0
     numbers = udp_numbers(found, ETHERNET + UDP_HEADERS)
     assert numbers == list(range(numbers[0], numbers[-1] + 1))
     assert all(t0 <= stamp / 1e9 < end for stamp, _ in found)
-    certain = [n for n, (before, after) in enumerate(sent) if t0 <= before and after < end]
+    # On a busy node tcpdump may begin late, and says so: by its log's time stamp, which is some milliseconds old.
+    late = [
+        float(r.split()[3]) for r in run.archive().verdict(".pcap")["reasons"] if r.startswith("tcpdump was listening")
+    ]
+    seen_from = t0 + max(late, default=0.0) + (0.02 if late else 0.0)
+    certain = [n for n, (before, after) in enumerate(sent) if seen_from <= before and after < end]
     possible = [n for n, (before, after) in enumerate(sent) if t0 <= after and before < end]
     assert set(certain) <= set(numbers) <= set(possible)
     assert len(certain) > 50
@@ -102,7 +107,7 @@ def test_the_window_is_cut_by_time_stamp(lab: Lab, tmp_path: Path) -> None:
 def test_ipv6(lab: Lab, tmp_path: Path) -> None:
     lab.receive("fd93:0::2", 7000)
     run = Run(
-        "{name: six, duration: 4s, captures: [{collect: [{tcpdump: {interfaces: [eth0], include: ['[fd93::2]:7000']}}]}]}",
+        "{name: six, duration: 6s, captures: [{collect: [{tcpdump: {interfaces: [eth0], include: ['[fd93::2]:7000']}}]}]}",
         tmp_path,
         netns=lab.a,
     )
@@ -116,7 +121,7 @@ def test_two_interfaces_are_two_pcaps_each_with_its_own_traffic(two_links: Lab, 
     for n in (0, 1):
         two_links.receive(f"10.93.{n}.2", 7000)
     run = Run(
-        "{name: two, duration: 3s, captures: [{collect: [{tcpdump: {interfaces: ['eth*'], filter: udp}}]}]}",
+        "{name: two, duration: 6s, captures: [{collect: [{tcpdump: {interfaces: ['eth*'], filter: udp}}]}]}",
         tmp_path,
         netns=two_links.a,
     )
@@ -140,7 +145,7 @@ def test_a_rule_that_drops_three_hundred_has_a_delta_of_three_hundred(lab: Lab, 
         lab.inside(lab.b, *command)
     lab.send("10.93.0.2", 7001, 77)
     run = Run(
-        "{name: rules, duration: 4s, captures: [{collect: [iptables, {tcpdump: {interfaces: [eth0], filter: udp}}]}]}",
+        "{name: rules, duration: 8s, captures: [{collect: [iptables, {tcpdump: {interfaces: [eth0], filter: udp}}]}]}",
         tmp_path,
         netns=lab.b,
     )
@@ -161,14 +166,14 @@ def test_a_rule_that_drops_three_hundred_has_a_delta_of_three_hundred(lab: Lab, 
     (six,) = sources["ip6tables-nft"]["rules"]
     assert (six["packets"], six["bytes"]) == (40, 40 * (100 + 8 + 40))
     assert len(archive.pcap()) == 1040  # tcpdump sees packets before the firewall does
-    assert archive.verdict("iptables.json")["verdict"] == "complete"
+    assert archive.whole("iptables.json"), archive.lacking()
     typed = archive.json("state/after/iptables.json")["iptables-nft"]["rules"][1]
     assert (typed["protocol"], typed["destination_port"], typed["target"]) == ("udp", "7001", "DROP")
 
 
 def test_the_legacy_back_end_is_read_and_never_made(lab: Lab, tmp_path: Path) -> None:
     lab.inside(lab.b, "iptables-legacy", "-A", "INPUT", "-p", "udp", "--dport", "7001", "-j", "DROP")
-    run = Run("{name: legacy, duration: 4s, captures: [{collect: [iptables]}]}", tmp_path, netns=lab.b)
+    run = Run("{name: legacy, duration: 6s, captures: [{collect: [iptables]}]}", tmp_path, netns=lab.b)
     run.wait_for("window")
     lab.send("10.93.0.2", 7001, 123)
     assert run.end() == 0
@@ -181,7 +186,7 @@ def test_the_legacy_back_end_is_read_and_never_made(lab: Lab, tmp_path: Path) ->
 
 def test_network_state_counts_what_the_kernel_counted(lab: Lab, tmp_path: Path) -> None:
     """500 datagrams to a closed port: NoPorts on b by 500; its interface received them all."""
-    run = Run("{name: state, duration: 3s, captures: [{collect: [network-state]}]}", tmp_path, netns=lab.b)
+    run = Run("{name: state, duration: 6s, captures: [{collect: [network-state]}]}", tmp_path, netns=lab.b)
     run.wait_for("window")
     lab.send("10.93.0.2", 7002, 500)
     assert run.end() == 0
@@ -194,14 +199,14 @@ def test_network_state_counts_what_the_kernel_counted(lab: Lab, tmp_path: Path) 
     assert moved[("interface.rx_bytes", (("interface", "eth0"),))]["delta"] >= 500 * (ETHERNET + UDP_HEADERS + 100)
     addresses = archive.json("state/before/ip-addr.json")
     assert {"10.93.0.2", "fd93::2"} <= {a["local"] for link in addresses for a in link.get("addr_info", [])}
-    assert archive.verdict("network-state.json")["verdict"] == "complete"
+    assert archive.whole("network-state.json"), archive.lacking()
 
 
 def test_a_named_namespace_is_looked_into_from_outside(lab: Lab, tmp_path: Path) -> None:
     lab.receive("10.93.0.2", 7000)
     run = Run(f"""
 name: outside
-duration: 3s
+duration: 6s
 captures:
   - collect:
       - tcpdump: {{interfaces: [eth0], filter: udp, netns: {lab.b}}}
@@ -222,7 +227,7 @@ def test_a_ring_keeps_the_newest_packets_in_bounded_files(lab: Lab, tmp_path: Pa
     lab.receive("10.93.0.2", 7000)
     run = Run("""
 name: ring
-duration: 6s
+duration: 9s
 captures:
   - collect:
       - tcpdump: {interfaces: [eth0], filter: udp, snaplen: 1600B, ring: {files: 2, file_size: 1MB}}
@@ -246,7 +251,7 @@ def test_max_size_stops_one_capture_and_not_the_others(lab: Lab, tmp_path: Path)
     lab.receive("10.93.0.2", 7000)
     run = Run("""
 name: full
-duration: 4s
+duration: 6s
 captures:
   - collect:
       - tcpdump: {interfaces: [eth0], filter: udp, max_size: 50kB}
@@ -262,5 +267,5 @@ captures:
     assert len(content) == 24 + (50_000 - 24) // record * record
     assert udp_numbers(archive.pcap(), ETHERNET + UDP_HEADERS) == list(range(len(archive.pcap())))
     assert archive.verdict(".pcap")["verdict"] == "partial"
-    assert archive.manifest["window"]["duration_s"] == 4.0
-    assert archive.verdict("network-state.json")["verdict"] == "complete"
+    assert archive.manifest["window"]["duration_s"] == 6.0
+    assert archive.whole("network-state.json"), archive.lacking()

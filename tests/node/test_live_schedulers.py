@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab import REPOSITORY, eventually
+from tests.lab import REPOSITORY, but_for_lateness, eventually
 from tests.machine import Machine
 
 BOOK = """
@@ -80,7 +80,9 @@ def test_a_live_systemd_and_a_live_cron_run_what_was_installed(machine: Machine)
     for name in ("by-timer", "by-cron"):
         run = ended(machine, name)
         # Under the unit's hardening too, nothing that the runbook asks for was refused.
-        assert (run["exit_code"], [n["verdict"] for n in run["nodes"]]) == (0, ["complete"]), run
+        (node,) = run["nodes"]
+        assert (run["exit_code"], but_for_lateness(node["reasons"])) == (0, []), run
+        assert node["verdict"] in ("complete", *["partial"] * bool(node["reasons"])), run
         assert [n["skipped"] for n in run["nodes"]] == [[]], run
         assert {c["status"] for n in run["nodes"] for c in n["collectors"]} == {"done"}, run
         assert {u["state"] for n in run["nodes"] for u in n["uploads"]} <= {"stored"}, run
@@ -90,7 +92,7 @@ def test_a_live_systemd_and_a_live_cron_run_what_was_installed(machine: Machine)
     assert kept.count(".tar.gz") >= 2, kept
     assert ".json" in kept.partition("/var/cache/retina-run/bytecode")[2], kept
     eventually(
-        lambda: machine.run("ls", "/srv/textfile").stdout == "retina-run-by-timer.prom\n", "the metrics are there", 20.0
+        lambda: machine.run("ls", "/srv/textfile").stdout == "retina-run-by-timer.prom\n", "the metrics are there"
     )
     for name, path in (("by-timer", by_timer), ("by-cron", by_cron)):
         removed = machine.retina_run("schedule", path, "--remove")

@@ -35,7 +35,7 @@ sys.stdin.read()
 """
 
 
-def runbook(options: str, duration: str = "5s", more: str = "") -> str:
+def runbook(options: str, duration: str = "6s", more: str = "") -> str:
     return f"{{name: metrics, duration: {duration}, captures: [{{collect: [{more}{{ebpf: {{{options}}}}}]}}]}}"
 
 
@@ -131,8 +131,7 @@ def test_every_counter_moves_as_far_as_nstat_and_the_interface_say(lab: Lab, tmp
         assert found["networkobservability_interface_stats", "eth0", name] <= eth1[name] - eth0[name], name
     assert found["networkobservability_interface_stats", "eth0", "tx_packets"] >= 300
     assert found["networkobservability_interface_stats", "eth0", "tx_bytes"] >= 200 * 142 + 100 * 162
-    (verdict,) = [v for v in archive.manifest["verdicts"] if v["artefact"] == "metrics/metrics.json"]
-    assert verdict["verdict"] == "complete"
+    assert archive.lacking() == {}
     assert {r["status"] for r in archive.manifest["capabilities"]} == {"ok"}
     assert b"# TYPE networkobservability_interface_stats counter" in archive.members["metrics/metrics.prom"]
 

@@ -37,7 +37,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hosts = "".join(f"    {n}: {{ansible_connection: local}}\n" for n in NODES)
     (folder / "hosts.yaml").write_text(f"all:\n  hosts:\n{hosts}")
     (folder / "runbook.yaml").write_text(
-        "name: sharded\nduration: 1s\ncaptures:\n  - nodes: {inventory: hosts.yaml}\n"
+        "name: sharded\nduration: 2s\ncaptures:\n  - nodes: {inventory: hosts.yaml}\n"
         '    collect: [{command: {argv: [echo, "hello"], when: [before]}}]\n'
     )
     for number in (1, 2, 3):

@@ -20,7 +20,8 @@ with making(product) as wanted:
         with open(product.with_name("made"), "a") as file:
             file.write("once\\n")
         time.sleep(0.5)
-        product.write_text("whole")
+        product.with_name("part").write_text("whole")
+        product.with_name("part").rename(product)
     assert product.read_text() == "whole"
 """
 

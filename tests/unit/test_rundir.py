@@ -42,8 +42,9 @@ def test_files_are_replaced_whole_by_several_processes_at_once(tmp_path: Path) -
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    seen = set()
-    while any(process.poll() is None for process in writers):
+    seen, over = set(), False
+    while not over:
+        over = all(process.poll() is not None for process in writers)  # then once more: it is whole, too
         text = directory.summary.read_text()
         seen.add((text[:1], len(text), len(set(text))))
     ends = [process.communicate() for process in writers]

@@ -68,7 +68,7 @@ def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_deadline_rings_once_and_never_after_the_end() -> None:
-    rung = threading.Event()
+    others, rung = threading.enumerate(), threading.Event()
     with unattended.by(0.01, rung.set):
         assert rung.wait(60)
     later = threading.Event()
@@ -77,7 +77,10 @@ def test_the_deadline_rings_once_and_never_after_the_end() -> None:
     with unattended.by(None, later.set):
         pass
     assert not later.is_set()
-    assert not [t for t in threading.enumerate() if isinstance(t, threading.Timer) and not t.finished.is_set()]
+    left = [t for t in threading.enumerate() if isinstance(t, threading.Timer) and not t.finished.is_set()]
+    assert [
+        t for t in left if t not in others
+    ] == []  # a handshake that was broken off, for instance, has one of paramiko's
 
 
 GOOD = NodeReport("n1", "n1", "", "local", state="collected", verdict="complete")
