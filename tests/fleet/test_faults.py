@@ -352,12 +352,14 @@ def test_twenty_nodes_behind_a_bastion_that_lets_few_knock_at_a_time(fleet: Flee
         run = begin(fleet, tmp_path, RUNBOOK, behind,
                     ansible_ssh_common_args=f"'-o ProxyJump=root@{fleet.address(1)}'")  # fmt: skip
         assert run.end() == 0, run.events
+        checked = retina_run(fleet, "--check", "-i", str(tmp_path / "hosts.yaml"), str(tmp_path / "runbook.yaml"))
+        assert (checked.returncode, checked.stderr, checked.stdout.count(": ok\n")) == (0, "", len(behind)), checked
     finally:
         for route in routes:
             sh("ip", "-n", fleet.netns, "route", "del", "unreachable", route)
         fleet.configure(1)
     assert len(run.archives()) == len(behind)
-    assert fleet.logins(1) - before == 1
+    assert fleet.logins(1) - before == 2, "one for the run, and one for the check"
     gone(fleet, 1, *behind)
 
 
