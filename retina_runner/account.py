@@ -12,6 +12,10 @@ from typing import Any
 from retina_runner.agent.context import utc
 from retina_runner.targets import Target
 
+HEED_S = 0.1
+"""A signal that comes while the process is stopped may be taken by any of its threads, which doesn't wake the main one: that
+alone runs handlers, and so never waits for longer than this."""
+
 
 class Account:
     """One run's. `max_fail`: with more failed nodes than that, it is held back (None: never)."""
@@ -31,8 +35,10 @@ class Account:
         """Everything that is said, until as many threads as there are by then have said their last word."""
         ended = 0
         while ended < threads():
-            # Without a limit: a signal's handler runs here all the same, and puts what it has to say into the queue.
-            event = self._queue.get()
+            try:
+                event = self._queue.get(timeout=HEED_S)
+            except queue.Empty:
+                continue
             if event is None:
                 ended += 1
             else:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from retina_runner.account import HEED_S
 from retina_runner.agent.shelf import place
 from retina_runner.cli.resume import open_run
 from retina_runner.cli.run import fetch_rate
@@ -40,9 +41,6 @@ SIDE_BY_SIDE = 10
 HIDDEN = ".retina-run-download"
 """Below the output folder: what hasn't come whole yet. A later download goes on with what came from a node."""
 LOCK_POLL_S = 0.2
-HEED_S = 0.1
-"""A signal that comes while the process is stopped may be taken by any of its threads, which doesn't wake the main one: that
-alone runs handlers, and so never waits for longer than this."""
 
 
 class Terminated(RetinaRunError):
