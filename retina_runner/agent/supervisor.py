@@ -24,10 +24,10 @@ from retina_runner.agent.plan import Plan
 from retina_runner.agent.process import start_ticks, stat_fields
 from retina_runner.agent.session import Session
 from retina_runner.agent.stopping import Stop
-from retina_runner.agent.workspace import Journal, Workspace, read_events, write_whole
+from retina_runner.agent.workspace import Journal, Workspace, read_events, replace_whole, write_whole
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
-LINGER_POLL_S = 0.5
+LINGER_POLL_S, PLAN_WAIT_S = 0.5, 5.0
 END_LIMIT_S = 60.0
 ENDING = (signal.SIGTERM, signal.SIGINT)
 """Held back from before a process is forked until it has handlers for them: by default they would kill it without a word."""
@@ -44,12 +44,10 @@ def launch(workspace: Workspace, plan: Plan, plan_text: bytes) -> Dict[str, obje
     try:
         workspace.create()
     except FileExistsError:
-        if workspace.plan.exists() and workspace.plan.read_bytes() == plan_text:
+        if _plan_there(workspace) == plan_text:
             return {"state": "already", "directory": str(workspace.directory)}
         raise
-    descriptor = os.open(str(workspace.plan), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(plan_text)
+    replace_whole(workspace.plan, plan_text, sync=False)
     lock = workspace.take_lock()
     assert lock is not None, "the directory was made a moment ago"
     sys.stdout.flush()
@@ -61,6 +59,15 @@ def launch(workspace: Workspace, plan: Plan, plan_text: bytes) -> Dict[str, obje
     os.close(lock)
     write_whole(workspace.pid, {"pid": pid, "start": start_ticks(pid)}, sync=False)
     return {"state": "started", "directory": str(workspace.directory), "pid": pid}
+
+
+def _plan_there(workspace: Workspace) -> bytes:
+    """What a directory that is there already was made for; the call that made it, and lost its link, may not have written
+    that yet."""
+    deadline = time.monotonic() + PLAN_WAIT_S
+    while not workspace.plan.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return workspace.plan.read_bytes() if workspace.plan.exists() else b""
 
 
 def _become_supervisor(workspace: Workspace, plan: Plan) -> None:

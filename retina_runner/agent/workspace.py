@@ -105,12 +105,17 @@ def check_private(directory: Path) -> None:
 
 
 def write_whole(path: Path, value: Any, sync: bool = True) -> None:
-    """Replace a JSON file in one step, so that a reader sees the old content or the new one. Without `sync` it may be lost
-    with the machine: enough for what concerns running processes only."""
+    """`replace_whole` of a value as JSON."""
+    replace_whole(path, json.dumps(value).encode(), sync)
+
+
+def replace_whole(path: Path, content: bytes, sync: bool = True) -> None:
+    """Replace a file in one step, so that a reader sees the old content or the new one. Without `sync` it may be lost with
+    the machine: enough for what concerns running processes only."""
     partial = path.with_name(path.name + ".part")
     descriptor = os.open(str(partial), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(value, file)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
         if sync:
             file.flush()
             os.fsync(file.fileno())

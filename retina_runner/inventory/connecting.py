@@ -206,6 +206,15 @@ class _Building:
         """A command that is a jump is one; any other stays a command."""
         jump, key = bastions.jump_of(command)
         if not jump:
+            if re.search(r"\bsshpass\s+(-\S+\s+)*-p", command):
+                # It would be recorded with the run, and everybody on this machine could read it in the list of processes.
+                self.variables.problems.append(
+                    Problem(
+                        self.variables.origins.get("proxy_command", ""), 0, 0, self.host.name,
+                        "its ProxyCommand holds a password (not shown)",
+                        "sshpass -f FILE, or -e with SSHPASS in the environment; better: ProxyJump with a key",
+                    )
+                )  # fmt: skip
             return replace(base, proxy_command=command)
         jumped = self._behind(base, jump, config, "proxy_command")
         self.variables.origins["jump"] = self.variables.origins.pop("proxy_command")

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from retina_runner.agent.workspace import Workspace, replace_whole
 from retina_runner.bundle import agent_bundle
 from retina_runner.schema import violations
 from retina_runner.verification import verify_archive
@@ -127,6 +129,19 @@ def test_starting_twice_is_starting_once_and_another_plan_is_refused(agent: Agen
     status, (answer,) = agent.call("start", str(agent.directory), stdin=plan(run="other"))
     assert status == 2
     assert "another plan" in answer["why"]
+
+
+def test_a_start_that_is_repeated_waits_for_the_first_to_have_written_its_plan(agent: Agent) -> None:
+    """A link that is lost in the middle of `start` leaves that going on, on a node that may be slow."""
+    Workspace(agent.directory).create()
+    text = json.dumps(plan()).encode()
+    timer = threading.Timer(1.0, replace_whole, [agent.directory / "plan.json", text])
+    timer.start()
+    try:
+        assert agent.start()["state"] == "already"
+    finally:
+        timer.join()
+        shutil.rmtree(agent.directory)
 
 
 def test_a_plan_of_another_format_or_none_is_refused_and_touches_nothing(agent: Agent) -> None:

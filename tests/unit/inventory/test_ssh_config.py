@@ -196,6 +196,21 @@ def test_any_other_proxy_command_stays_one(tmp_path: Path) -> None:
     assert not to.hops
 
 
+@pytest.mark.parametrize(
+    ("how", "refused"), [("-p CANARY", True), ("-v -pCANARY", True), ("-e", False), ("-f /k/p", False)]
+)
+def test_a_password_in_a_proxy_command_is_refused_and_not_shown(tmp_path: Path, how: str, refused: bool) -> None:
+    config = f"Host web1\n ProxyCommand sshpass {how} ssh -W %h:%p ops@b\n"
+    if not refused:
+        assert reached(tmp_path, config).proxy_command.startswith(f"sshpass {how} ssh")
+        return
+    with pytest.raises(DocumentError) as told:
+        reached(tmp_path, config)
+    assert "its ProxyCommand holds a password" in str(told.value)
+    assert f"{tmp_path}/ssh_config:2:" in str(told.value)
+    assert "CANARY" not in str(told.value)
+
+
 def test_hosts_of_a_configuration_are_an_inventory(tmp_path: Path) -> None:
     (tmp_path / "config").write_text(
         "Host web1 web2\n User ops\nHost *.example !x\n Port 1\nHost lonely\n# nothing below\nHost web1\n HostName 192.0.2.7\n"
