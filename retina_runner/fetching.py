@@ -53,12 +53,17 @@ def fetch(read: Callable[[int], Iterator[bytes]], path: Path, size_bytes: int, s
         digest = hashlib.sha256()
         feed(digest, part)
         file.seek(resumed)
-        for chunk in read(resumed):
-            _write(file, chunk, part)
-            digest.update(chunk)
-            throttle.take(len(chunk))
+        got, before = resumed, -1
+        while before < got < size_bytes:
+            # A stream that was cut short can look like one that has ended (Kubernetes' exec): it is asked for the rest, until
+            # nothing more comes.
+            before = got
+            for chunk in read(got):
+                _write(file, chunk, part)
+                digest.update(chunk)
+                throttle.take(len(chunk))
+            got = file.tell()
         os.fsync(descriptor)
-        got = file.tell()
     if got != size_bytes or digest.hexdigest() != sha256:
         part.unlink()
         if resumed:

@@ -281,7 +281,8 @@ def test_the_reader_may_do_nothing_but_read(
         told = own_cluster.kubectl("exec", "-n", namespace, pod["metadata"]["name"], "--", "python3", "-c", look)
     finally:
         process.send_signal(signal.SIGCONT)
-    assert process.wait(240) == 0
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, (out, err)
     written, capabilities, token, files, links = json.loads(told)
     assert written == []
     assert set(capabilities) == {"0" * 16}

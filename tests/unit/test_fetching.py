@@ -18,10 +18,11 @@ FREE = Throttle(None)
 
 
 class Node:
-    """Hands the content out in pieces; the link breaks after `breaks` bytes of each of the first connections."""
+    """Hands the content out in pieces; the link breaks after `breaks` bytes of each of the first connections, or what comes
+    from it just ends there (`quietly`)."""
 
-    def __init__(self, content: bytes = CONTENT, breaks: tuple[int, ...] = ()):
-        self.content, self.breaks = content, list(breaks)
+    def __init__(self, content: bytes = CONTENT, breaks: tuple[int, ...] = (), quietly: bool = False):
+        self.content, self.breaks, self.quietly = content, list(breaks), quietly
         self.asked: list[int] = []
 
     def read(self, offset: int) -> Iterator[bytes]:
@@ -30,6 +31,8 @@ class Node:
         given = 0
         for begin in range(offset, len(self.content), 1000):
             if limit is not None and given >= limit:
+                if self.quietly:
+                    return
                 raise LinkLost("cut")
             yield self.content[begin : begin + 1000]
             given += 1000
@@ -45,6 +48,14 @@ def test_it_goes_on_where_it_broke_off(tmp_path: Path) -> None:
     assert node.asked == [0, 300_000, 500_000]
     assert path.read_bytes() == CONTENT
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_stream_that_ends_too_soon_is_asked_for_the_rest(tmp_path: Path) -> None:
+    """Without a word that it was cut short."""
+    node, path = Node(breaks=(300_000, 200_000), quietly=True), tmp_path / "a.tar.gz"
+    assert fetch(node.read, path, len(CONTENT), DIGEST, FREE) == ""
+    assert node.asked == [0, 300_000, 500_000]
+    assert path.read_bytes() == CONTENT
 
 
 def test_what_is_here_already_is_not_fetched_again(tmp_path: Path) -> None:
