@@ -111,11 +111,10 @@ def _remove(links: Links, where: str, directory: str, reach: Reach | None, begun
         link.install(agent_bundle())
         answer = link.call("remove", directory, limit_s=90.0)
     except (LinkRefused, LinkLost) as error:
+        if begun:
+            return True, f"{place}: {error}"
         # A node that couldn't be reached before anything began there has nothing to be removed, today as then.
-        return (
-            begun,
-            f"{place}: {error}" if begun else f"{where}: nothing was begun there, and it isn't reached now: {error}",
-        )
+        return False, f"{where}: nothing was begun there, and it isn't reached now: {error}"
     finally:
         link.close()
     if answer.get("removed"):

@@ -64,6 +64,10 @@ def connect(host: Host, configurations: Configurations) -> tuple[Explained | Non
     return (None if building.variables.problems else explained), building.variables.problems
 
 
+_PASSWORD = re.compile(r"\bsshpass\s+(-[fdPo]\s*\S+\s+|-[ev]+\s+)*-[ev]*p")
+"""An sshpass(1) that is given the password itself, behind whatever other options; not the -p of the ssh that it calls."""
+
+
 class _Building:
     def __init__(self, host: Host, configurations: Configurations):
         self.host, self.configurations = host, configurations
@@ -206,7 +210,7 @@ class _Building:
         """A command that is a jump is one; any other stays a command."""
         jump, key = bastions.jump_of(command)
         if not jump:
-            if re.search(r"\bsshpass\s+(-\S+\s+)*-p", command):
+            if _PASSWORD.search(command):
                 # It would be recorded with the run, and everybody on this machine could read it in the list of processes.
                 self.variables.problems.append(
                     Problem(

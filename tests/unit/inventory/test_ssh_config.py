@@ -197,10 +197,20 @@ def test_any_other_proxy_command_stays_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "refused"), [("-p CANARY", True), ("-v -pCANARY", True), ("-e", False), ("-f /k/p", False)]
+    ("how", "refused"),
+    [
+        ("-p CANARY", True),
+        ("-v -pCANARY", True),
+        ("-vp CANARY", True),
+        ("-P word -p CANARY", True),
+        ("-e", False),
+        ("-f /k/p", False),
+        ("-f /k/-p", False),
+        ("-P word -e", False),
+    ],
 )
 def test_a_password_in_a_proxy_command_is_refused_and_not_shown(tmp_path: Path, how: str, refused: bool) -> None:
-    config = f"Host web1\n ProxyCommand sshpass {how} ssh -W %h:%p ops@b\n"
+    config = f"Host web1\n ProxyCommand sshpass {how} ssh -p 22 -W %h:%p ops@b\n"
     if not refused:
         assert reached(tmp_path, config).proxy_command.startswith(f"sshpass {how} ssh")
         return
